@@ -1,0 +1,155 @@
+"""The seam between the policy (`asyncsess.store`) and the places where sessions are kept.
+
+A backend knows keys, bytes, versions, times and locks. It never sees a session id or a value, and it judges no
+expiry: it compares times only as an `Expiry` tells it. `asyncsess.testing.BackendContract` runs what is said here.
+
+- A *key* is 64 hexadecimal digits. A *record* is one committed version, whole; its versions count up from 1.
+- Times are seconds of the store's clock since the epoch, as float; the caller passes them, a backend has no clock.
+- Every method raises `StoreError` with the original as ``__cause__`` when the storage fails, `CorruptSessionError`
+  when what is stored is damaged (after moving it aside), and leaves no lock behind in either case.
+- A backend may be used from several event loops, one after another or at once in several threads.
+"""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from contextlib import AbstractAsyncContextManager
+from dataclasses import dataclass
+from typing import Protocol
+
+from asyncsess.errors import Holder
+from asyncsess.expiry import Expiry
+
+
+@dataclass(frozen=True, slots=True)
+class Record:
+    """One committed version of a session.
+
+    Attributes:
+        payload: What the codec sealed.
+        version: 1 for the first commit, then one more for each.
+        created_at: When the first version was committed.
+        accessed_at: When the session was last used; commits and exclusive holders move it, reads do by `touch`.
+    """
+
+    payload: bytes
+    version: int
+    created_at: float
+    accessed_at: float
+
+
+@dataclass(frozen=True, slots=True)
+class BackendStatistics:
+    """What a backend is doing right now, and what it has met; the counts are of this process.
+
+    Attributes:
+        holding: Locks held, or being taken.
+        waiting: Tasks in the queue behind a holder, of this process or another.
+        corrupt: Damaged records met and moved aside.
+        io_switches: How often slow storage made the backend change from the event loop to threads.
+    """
+
+    holding: int = 0
+    waiting: int = 0
+    corrupt: int = 0
+    io_switches: int = 0
+
+
+class Held(Protocol):
+    """The exclusive right to one key, from the moment it was granted until `release`.
+
+    After `release`, or once the lock is lost, the others raise `LockLostError` and store nothing.
+    """
+
+    @property
+    def record(self) -> Record | None:
+        """The newest version: as of the grant, then as of the last commit; None if there is none."""
+        ...
+
+    async def commit(self, payload: bytes, *, now: float) -> Record:
+        """Store the next version and keep the lock; it is there for every reader when this returns.
+
+        Cancelled, it either has not begun, or completes before the cancellation comes out.
+
+        Raises:
+            LockLostError: The key is no longer this holder's; nothing was stored.
+            StoreError: Nothing was stored, the version before is intact.
+            CommitUnknownError: The version is visible, but perhaps not durable.
+        """
+        ...
+
+    async def delete(self) -> None:
+        """Remove the record, and the lock with it. Waiters find no record."""
+        ...
+
+    async def release(self, *, now: float) -> None:
+        """Give the key to the next in the queue. Never suspends on a local store; may be called again."""
+        ...
+
+
+class Backend(Protocol):
+    """A place where sessions are kept."""
+
+    async def open(self) -> None:
+        """Get ready, or raise `StoreError` that says what is in the way. The first use does this too."""
+        ...
+
+    async def aclose(self) -> None:
+        """Give back descriptors, connections and threads. Locks still held are lost.
+
+        Using the backend after this raises `StoreError`, until `open` is called.
+        """
+        ...
+
+    async def read(self, key: str) -> Record | None:
+        """Return the newest committed version. Never waits for a holder, never goes back in versions."""
+        ...
+
+    def hold(
+        self, key: str, *, timeout: float, holder: Holder, create: bool = False
+    ) -> AbstractAsyncContextManager[Held]:
+        """Hold a key exclusively; first come, first served among the tasks of a process.
+
+        A key without a record: with ``create`` it is held, and the first commit makes its record; nothing is left
+        of it if there is no commit. Without ``create`` nothing needs to be locked, and `Held.record` is None.
+
+        Args:
+            key: The key.
+            timeout: Seconds to wait for other holders.
+            holder: What to tell those who time out behind this one.
+            create: Hold the key although it has no record.
+
+        Raises:
+            LockTimeoutError: The key was not free in time; its holder is named where known.
+            DeadlockError: The current task holds the key already.
+        """
+        ...
+
+    def create(
+        self, key: str, payload: bytes, *, created_at: float, holder: Holder
+    ) -> AbstractAsyncContextManager[Held]:
+        """Store version 1 under a fresh key and hold it. It was last used when it was created.
+
+        Raises:
+            StoreError: The key has a record already, which is unchanged: an id is never handed out twice.
+        """
+        ...
+
+    async def touch(self, key: str, *, now: float) -> None:
+        """Record an access. Needs no lock, moves a time never backwards, revives nothing."""
+        ...
+
+    async def delete_expired(self, expiry: Expiry, *, now: float) -> int:
+        """Delete the records that have expired and are not held; return how many.
+
+        One damaged record does not keep the others from being deleted. Several processes may call this at once.
+        """
+        ...
+
+    def keys(self) -> AsyncIterator[str]:
+        """Yield the keys that have a record, those that have expired included, in no order."""
+        ...
+
+    def statistics(self) -> BackendStatistics:
+        """Return what the backend is doing right now."""
+        ...

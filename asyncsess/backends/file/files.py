@@ -1,0 +1,255 @@
+"""What can be done to the files of a session directory. The functions that block are synchronous, and say so."""
+
+from __future__ import annotations
+
+import asyncio
+import errno
+import logging
+import os
+import time
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager, closing, suppress
+from typing import Final, ParamSpec, Protocol, TypeVar
+
+from asyncsess.backends.base import Record
+from asyncsess.backends.file import layout
+from asyncsess.backends.file.directory import (
+    Directory,
+    corrupt_name,
+    make_directory,
+    name_of,
+    sync_directory,
+    temporary_name,
+)
+from asyncsess.backends.file.io import IO
+from asyncsess.backends.file.layout import DamagedError, NewerFormatError, Snapshot
+from asyncsess.backends.file.lock import DirectoryLock, FileLock, open_file, refuse_foreign, set_accessed
+from asyncsess.errors import CommitUnknownError, LockLostError, LockTimeoutError, StoreError
+
+P = ParamSpec("P")
+T = TypeVar("T")
+
+logger = logging.getLogger("asyncsess")
+
+# Beyond this size the header is looked at before memory is given to the rest.
+_READ_AT_ONCE: Final = 65536
+_READS_BEFORE_LOCKING: Final = 16
+_NAMING_TIMEOUT: Final = 10.0
+
+
+class UnsettledError(Exception):
+    """Reading without the lock did not come to an answer."""
+
+
+class SupportsLose(Protocol):
+    """Who holds a file of the store."""
+
+    def lose(self) -> None:
+        """Give back the lock and everything that belongs to it, at once."""
+
+
+class Files:
+    """The files of one store.
+
+    Args:
+        directory: Where they lie.
+        io: Where blocking calls run.
+        is_durable: Whether a change is on the disk, not only with the system, when it is acknowledged.
+    """
+
+    def __init__(self, directory: Directory, io: IO, *, is_durable: bool) -> None:
+        self.directory = directory
+        self.io = io
+        self.is_durable = is_durable
+        self.corrupt = 0
+        self.holders: set[SupportsLose] = set()
+
+    async def ready(self) -> None:
+        """Open the directory on first use."""
+        if not self.directory.is_open and not self.directory.was_closed:
+            await self.io.run(self.directory.open)
+
+    async def write(self, function: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
+        """Run a function that writes: what waits for the disk to have it never runs on the loop."""
+        run = self.io.in_thread if self.is_durable else self.io.run
+        return await run(function, *args, **kwargs)
+
+    def read(self, key: str) -> Record | None:
+        """Read the newest version without a lock. Blocks.
+
+        If the slot that is not the newest is torn, a commit may be under way, and may have ended before this read
+        began: only two reads with the same bytes show that nothing moved.
+
+        Raises:
+            UnsettledError: It kept changing, or is damaged; the lock will tell.
+        """
+        try:
+            fd = open_file(name_of(key), os.O_RDONLY, self.directory.fd)
+        except FileNotFoundError:
+            return None
+        try:
+            status = os.fstat(fd)
+            refuse_foreign(status)
+            before = None
+            for _ in range(_READS_BEFORE_LOCKING):
+                data = read_all(fd, status.st_size)
+                snapshot = decode(data, key)
+                if snapshot.is_settled or data == before:
+                    return record_of(snapshot, status.st_mtime)
+                before = data
+        except DamagedError as error:
+            raise UnsettledError from error
+        finally:
+            os.close(fd)
+        raise UnsettledError
+
+    def touch(self, key: str, now: float) -> None:
+        """Set the time of last use, never backwards. Blocks."""
+        try:
+            status = os.stat(name_of(key), dir_fd=self.directory.fd, follow_symlinks=False)
+            if status.st_mtime < now:
+                set_accessed(name_of(key), now, self.directory.fd)
+        except FileNotFoundError:
+            return
+
+    @asynccontextmanager
+    async def naming(self, key: str) -> AsyncIterator[None]:
+        """Hold the right to change which file a key's name leads to."""
+        started = time.monotonic()
+        lock = await self.io.run(self.open_shard, key[:2])
+        try:
+            while not lock.try_lock():
+                if time.monotonic() - started > _NAMING_TIMEOUT:
+                    raise LockTimeoutError(time.monotonic() - started, None)
+                await asyncio.sleep(0.001)
+            yield
+        finally:
+            lock.close()
+
+    def open_shard(self, shard: str) -> DirectoryLock:
+        """Open the directory of a shard, made if it is missing. Blocks."""
+        try:
+            return DirectoryLock(shard, self.directory.fd)
+        except FileNotFoundError:
+            make_directory(shard, self.directory.fd)
+            return DirectoryLock(shard, self.directory.fd)
+
+    def make(self, content: bytes, accessed_at: float) -> FileLock:
+        """Write a new file, locked, that has no session's name yet. Blocks."""
+        try:
+            file = FileLock.make(temporary_name(), self.directory.fd)
+        except FileNotFoundError:
+            self.directory.restore()
+            file = FileLock.make(temporary_name(), self.directory.fd)
+        try:
+            file.write(content, 0)
+            set_accessed(file.fd, accessed_at)
+            if self.is_durable:
+                os.fdatasync(file.fd)
+        except BaseException:
+            self.discard(file)
+            raise
+        return file
+
+    def discard(self, file: FileLock) -> None:
+        """Remove a file that `make` made and that got no session's name. Blocks."""
+        file.close()
+        with suppress(FileNotFoundError):  # the directory was deleted
+            os.unlink(file.name, dir_fd=self.directory.fd)
+
+    def publish(self, new: FileLock, key: str, old: FileLock | None) -> None:
+        """Give a file that `make` made the name of a session; within `naming`. Blocks.
+
+        Args:
+            new: The file.
+            key: The session.
+            old: The file that it replaces; None if there must be none.
+
+        Raises:
+            FileExistsError: There is one.
+            LockLostError: The name no longer leads to the old file.
+            CommitUnknownError: The name is there, but perhaps not on the disk.
+        """
+        name, root_fd = name_of(key), self.directory.fd
+        if old is None:
+            if exists(name, root_fd):
+                raise FileExistsError(errno.EEXIST, "there is a session of this key")
+        elif not old.leads_here():
+            raise LockLostError("the session's file was replaced or deleted; nothing was stored")
+        os.rename(new.name, name, src_dir_fd=root_fd, dst_dir_fd=root_fd)
+        new.name = name
+        self._sync_names(key)
+
+    def delete(self, file: FileLock, key: str) -> None:
+        """Delete a session's locked file, if the name still leads to it; within `naming`. Blocks."""
+        if file.leads_here():
+            os.unlink(name_of(key), dir_fd=self.directory.fd)
+            self._sync_names(key)
+
+    def delete_placeholder(self, file: FileLock, key: str) -> None:
+        """Delete a locked placeholder; the sweeper does it if this can't be done now. Blocks."""
+        try:
+            with closing(self.open_shard(key[:2])) as shard:
+                if shard.try_lock() and file.leads_here():
+                    os.unlink(name_of(key), dir_fd=self.directory.fd)
+        except OSError as error:
+            logger.warning("the file of a session that was not stored stays until the next sweep: %s", error.strerror)
+
+    def quarantine(self, file: FileLock, key: str, reason: DamagedError) -> str | None:
+        """Move a damaged, locked file aside; within `naming`. Blocks.
+
+        Returns:
+            Where it is kept; None if it could not be moved, or was replaced meanwhile.
+        """
+        if not file.leads_here():
+            return None
+        aside, root_fd = corrupt_name(), self.directory.fd
+        try:
+            os.rename(name_of(key), aside, src_dir_fd=root_fd, dst_dir_fd=root_fd)
+        except OSError as error:
+            logger.error("a damaged session file (%s) could not be moved aside: %s", reason, error.strerror)
+            return None
+        self.corrupt += 1
+        path = os.fspath(self.directory.path / aside)
+        logger.error("a damaged session file (%s) was moved to %s", reason, path)
+        return path
+
+    def _sync_names(self, key: str) -> None:
+        if not self.is_durable:
+            return
+        try:
+            sync_directory(key[:2], self.directory.fd)
+        except OSError as error:
+            error.filename = None
+            raise CommitUnknownError(f"the change may be undone by a power cut: {error}") from error
+
+
+def read_all(fd: int, size: int) -> bytes:
+    """Return a session file's bytes; only the header's if they can't be one's."""
+    if size > _READ_AT_ONCE:
+        layout.check_size(os.pread(fd, layout.SECTOR, 0), size)
+    return os.pread(fd, size, 0)
+
+
+def decode(data: bytes, key: str) -> Snapshot:
+    """Decode a file's bytes; a newer format is not damage, and is left alone."""
+    try:
+        return layout.decode_file(data, key)
+    except NewerFormatError as error:
+        raise StoreError(f"a newer asyncsess wrote this session: {error}; upgrade asyncsess here") from error
+
+
+def record_of(snapshot: Snapshot, accessed_at: float) -> Record | None:
+    """Return the record in a file; None for a placeholder."""
+    if not snapshot.version:
+        return None
+    return Record(snapshot.payload, snapshot.version, snapshot.created_at, accessed_at)
+
+
+def exists(name: str, root_fd: int) -> bool:
+    """Tell whether anything has this name. Blocks."""
+    try:
+        os.stat(name, dir_fd=root_fd, follow_symlinks=False)
+    except FileNotFoundError:
+        return False
+    return True

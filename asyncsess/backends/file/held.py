@@ -1,0 +1,286 @@
+"""`FileHeld`: one session file, locked, from the wait for its lock to the release."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import time
+from collections.abc import Callable
+from enum import Enum, auto
+from types import TracebackType
+from typing import Final
+
+from asyncsess.backends.base import Record
+from asyncsess.backends.file import layout
+from asyncsess.backends.file.directory import name_of
+from asyncsess.backends.file.files import Files, decode, read_all, record_of
+from asyncsess.backends.file.layout import DamagedError, Snapshot
+from asyncsess.backends.file.lock import FileLock, set_accessed
+from asyncsess.backends.file.wakeup import running_bells
+from asyncsess.backends.turns import Turn, Turns
+from asyncsess.errors import (
+    CommitUnknownError,
+    CorruptSessionError,
+    Holder,
+    LockLostError,
+    LockTimeoutError,
+    StoreError,
+)
+
+# How long to stand back for a process that said it waits; it is woken at once, if it still lives.
+_POLITE: Final = 0.005
+
+
+class _Outcome(Enum):
+    HELD = auto()
+    ABSENT = auto()
+    BUSY = auto()
+    OTHERS_WAIT = auto()
+    REPLACED = auto()
+
+
+class FileHeld:
+    """The exclusive right to one session file.
+
+    Three rings: the queue of this process, the lock of the file, and the bell that tells when to try it again.
+
+    Args:
+        files: The files of the store.
+        turns: The queues of this process.
+        key: The session.
+        timeout: Seconds to wait for both rings together.
+        holder: What to tell those who wait.
+        create: Lock the session although it does not exist.
+        first: Payload and time of the first version, to be stored on entering; None to take what is there.
+    """
+
+    def __init__(
+        self,
+        files: Files,
+        turns: Turns,
+        key: str,
+        *,
+        timeout: float,
+        holder: Holder,
+        create: bool = False,
+        first: tuple[bytes, float] | None = None,
+    ) -> None:
+        self._files = files
+        self._turns = turns
+        self._key = key
+        self._timeout = timeout
+        self._holder = holder
+        self._create = create
+        self._first = first
+        self._turn: Turn | None = None
+        self._file: FileLock | None = None
+        self._snapshot: Snapshot | None = None
+        self._accessed_at = 0.0
+        self._is_doubtful = False
+
+    def __repr__(self) -> str:
+        return f"<FileHeld {self._file!r}>"
+
+    async def __aenter__(self) -> FileHeld:
+        started = time.monotonic()
+        await self._files.ready()
+        self._turn = await self._turns.take(self._key, timeout=self._timeout, holder=self._holder)
+        self._files.holders.add(self)
+        try:
+            if self._first is None:
+                await self._acquire(started)
+            else:
+                payload, now = self._first
+                await self._replace(payload, now)
+        except BaseException:
+            self.lose()
+            raise
+        return self
+
+    async def __aexit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self.lose()
+
+    @property
+    def record(self) -> Record | None:
+        if self._snapshot is None:
+            return None
+        return record_of(self._snapshot, self._accessed_at)
+
+    async def commit(self, payload: bytes, *, now: float) -> Record:
+        if self._turn is None or not self._turns.is_current(self._turn):
+            raise LockLostError("the session is no longer held; nothing was stored")
+        if self._is_doubtful:
+            raise CommitUnknownError("an earlier commit of this holder failed to reach the disk; open the session anew")
+        if self._snapshot and layout.fits(len(payload), self._snapshot.slot_size):
+            await self._files.write(self._overwrite, payload, now)
+        else:
+            await self._replace(payload, now)
+        record = self.record
+        assert record is not None
+        return record
+
+    async def delete(self) -> None:
+        if self._file is not None:
+            async with self._files.naming(self._key):
+                await self._files.write(self._files.delete, self._file, self._key)
+        self.lose()
+
+    async def release(self, *, now: float) -> None:
+        self.lose(now)
+
+    async def _acquire(self, started: float) -> None:
+        """Lock the file that the session's name leads to, and read it."""
+        while True:
+            outcome = await self._look(self._open)
+            if outcome in (_Outcome.BUSY, _Outcome.OTHERS_WAIT):
+                outcome = await self._wait(started, outcome)
+            if outcome is _Outcome.REPLACED:
+                self._left(started)
+                await asyncio.sleep(0)
+            elif outcome is _Outcome.HELD or not self._create or await self._place():
+                return
+
+    async def _wait(self, started: float, outcome: _Outcome) -> _Outcome:
+        """Wait for the file's lock: watch first, then try, then sleep, or a release in between is missed."""
+        assert self._file is not None
+        with running_bells().watch(self._file.fd) as bell:
+            if outcome is _Outcome.OTHERS_WAIT:
+                await bell.wait(_POLITE)
+            pauses = bell.pauses()
+            while (outcome := await self._look(self._try_again)) is _Outcome.BUSY:
+                if await bell.wait(min(next(pauses), self._left(started))):
+                    pauses = bell.pauses()
+        return outcome
+
+    def _left(self, started: float) -> float:
+        """Return the seconds that are left to wait."""
+        waited = time.monotonic() - started
+        if waited >= self._timeout:
+            raise LockTimeoutError(waited, self._file.holder() if self._file else None)
+        return self._timeout - waited
+
+    async def _look(self, step: Callable[[], _Outcome]) -> _Outcome:
+        try:
+            return await self._files.io.run(step)
+        except DamagedError as error:
+            assert self._file is not None
+            async with self._files.naming(self._key):
+                path = await self._files.io.run(self._files.quarantine, self._file, self._key, error)
+            raise CorruptSessionError(str(error), path) from error
+
+    def _open(self) -> _Outcome:
+        try:
+            self._file = FileLock(name_of(self._key), self._files.directory.fd)
+        except FileNotFoundError:
+            return _Outcome.ABSENT
+        if self._file.is_marked_by_others():
+            return _Outcome.OTHERS_WAIT
+        return self._take() if self._file.try_lock() else _Outcome.BUSY
+
+    def _try_again(self) -> _Outcome:
+        assert self._file is not None
+        self._file.mark()
+        return self._take() if self._file.try_lock() else _Outcome.BUSY
+
+    def _take(self) -> _Outcome:
+        """Check that the locked file is the session's, and read it. Without the check two could hold the session."""
+        file = self._file
+        assert file is not None
+        if not file.leads_here():
+            self._close()
+            return _Outcome.REPLACED
+        status = os.fstat(file.fd)
+        self._snapshot = decode(read_all(file.fd, status.st_size), self._key)
+        self._accessed_at = status.st_mtime
+        file.write(layout.encode_holder(self._holder), layout.MARK_AT)
+        return _Outcome.HELD
+
+    async def _place(self) -> bool:
+        """Lock a session that does not exist, by a placeholder; return False if another came first."""
+        content = layout.encode_file(self._key, 0, 0.0, 0, b"")
+        try:
+            await self._publish(content, self._holder.since.timestamp())
+        except StoreError as error:
+            if isinstance(error.__cause__, FileExistsError):
+                return False
+            raise
+        assert self._file is not None
+        self._snapshot = layout.decode_file(content, self._key)
+        return True
+
+    def _overwrite(self, payload: bytes, now: float) -> None:
+        """Write the next version over the older slot."""
+        file, before = self._file, self._snapshot
+        assert file is not None
+        assert before is not None
+        slot, version = 1 - before.slot, before.version + 1
+        data = layout.encode_slot(self._key, version, payload)
+        file.write(data, layout.slot_offset(slot, before.slot_size))
+        if self._files.is_durable:
+            try:
+                os.fdatasync(file.fd)
+            except OSError as error:
+                # The system may have dropped what it could not write, and would call the next attempt a success.
+                self._is_doubtful = True
+                raise CommitUnknownError(f"the commit may not have reached the disk: {error}") from error
+        if not file.leads_here():
+            raise LockLostError("the session's file was replaced or deleted; nothing was stored")
+        set_accessed(file.fd, now)
+        self._snapshot = before._replace(version=version, payload=payload, slot=slot, is_settled=True)
+        self._accessed_at = now
+
+    async def _replace(self, payload: bytes, now: float) -> None:
+        """Store the next version, or the first, in a new file."""
+        before = self._snapshot
+        if before is not None and before.version:
+            created_at, version = before.created_at, before.version + 1
+        else:
+            created_at, version = now, 1
+        content = layout.encode_file(self._key, layout.slot_size_for(len(payload)), created_at, version, payload)
+        await self._publish(content, now)
+        self._snapshot = layout.decode_file(content, self._key)
+        self._accessed_at = now
+
+    async def _publish(self, content: bytes, now: float) -> None:
+        new = await self._files.write(self._files.make, content, now)
+        try:
+            async with self._files.naming(self._key):
+                await self._files.write(self._exchange, new)
+        finally:
+            if self._file is not new:
+                self._files.discard(new)
+
+    def _exchange(self, new: FileLock) -> None:
+        old = self._file
+        try:
+            self._files.publish(new, self._key, old)
+        except CommitUnknownError:
+            self._is_doubtful = True
+            raise
+        finally:
+            if new.name == name_of(self._key):
+                self._file = new
+                if old:
+                    old.close()
+
+    def lose(self, now: float | None = None) -> None:
+        """Give everything back, without a word to the event loop: this also runs when a coroutine is thrown away."""
+        self._files.holders.discard(self)
+        if self._snapshot is not None and not self._snapshot.version:
+            assert self._file is not None
+            self._files.delete_placeholder(self._file, self._key)
+        self._snapshot = None
+        self._close(now)
+        if self._turn:
+            self._turns.give_back(self._turn)
+            self._turn = None
+
+    def _close(self, now: float | None = None) -> None:
+        if self._file:
+            self._file.close(now)
+            self._file = None

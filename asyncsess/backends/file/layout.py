@@ -1,0 +1,197 @@
+"""The bytes of a session file: pure functions, no I/O.
+
+A file is a header of one sector and two slots of equal size, each beginning at a sector. A commit overwrites the
+older slot and leaves the newer one alone, so whatever interrupts it leaves a whole version behind. All numbers are
+little-endian.
+
+    0    magic, format, length of the header, CRC-32 of these       fixed for every format to come
+    16   size of a slot, created at, CRC-32 of all before
+    64   mark: who else waits | holder: process, since, task and place     not covered by a checksum
+    512  slot A, slot B: version, length, CRC-32 of key, version, length and payload; payload
+
+A slot size of zero makes a placeholder: the file of a session that has been opened and not committed yet.
+"""
+
+from __future__ import annotations
+
+import struct
+from datetime import UTC, datetime
+from typing import Final, NamedTuple
+from zlib import crc32
+
+from asyncsess.errors import Holder
+
+SECTOR: Final = 512
+MARK_AT: Final = 64
+_MAGIC: Final = b"asyncses"
+_FORMAT: Final = 1
+_PREAMBLE = struct.Struct("<8sHHI")
+_STATIC = struct.Struct("<IdI")
+_MARK = struct.Struct("<Q")
+_HOLDER = struct.Struct("<Id160s")
+_SLOT = struct.Struct("<QII")
+_CHECKED = struct.Struct("<QI")
+_SLACK: Final = 1.5
+_SHRINK: Final = 4
+
+
+class DamagedError(ValueError):
+    """These bytes are not a session file, or not this session's."""
+
+
+class NewerFormatError(ValueError):
+    """A newer asyncsess wrote this file."""
+
+
+class Snapshot(NamedTuple):
+    """What a file holds.
+
+    Attributes:
+        slot_size: Bytes of one slot; 0 for a placeholder.
+        created_at: When the session was created.
+        version: The newest whole version; 0 for a placeholder.
+        payload: Its payload.
+        slot: The slot it lies in, 0 or 1.
+        is_settled: Whether it is known to be the newest. If not, the other slot is torn: it is being written
+            now, or its writer was killed.
+    """
+
+    slot_size: int
+    created_at: float
+    version: int
+    payload: bytes
+    slot: int
+    is_settled: bool
+
+
+def slot_size_for(length: int) -> int:
+    """Return the slot size for a payload of ``length`` bytes: with room to grow by half, in whole sectors."""
+    return -int(-(_SLOT.size + length * _SLACK) // SECTOR) * SECTOR
+
+
+def fits(length: int, slot_size: int) -> bool:
+    """Tell whether a payload belongs into slots of this size: neither too large nor wastefully small."""
+    if _SLOT.size + length > slot_size:
+        return False
+    return slot_size_for(length) * _SHRINK > slot_size
+
+
+def slot_offset(slot: int, slot_size: int) -> int:
+    """Return where slot 0 or 1 begins."""
+    return SECTOR + slot * slot_size
+
+
+def file_size(slot_size: int) -> int:
+    """Return the size of a file with two such slots."""
+    return slot_offset(2, slot_size)
+
+
+def encode_slot(key: str, version: int, payload: bytes) -> bytes:
+    """Return the bytes to write at the beginning of a slot."""
+    return _SLOT.pack(version, len(payload), _checksum(key, version, payload)) + payload
+
+
+def encode_file(key: str, slot_size: int, created_at: float, version: int, payload: bytes) -> bytes:
+    """Return a whole file with this version in its first slot; zeros after it, so that the disk has the room."""
+    preamble = _PREAMBLE.pack(_MAGIC, _FORMAT, SECTOR, crc32(_PREAMBLE.pack(_MAGIC, _FORMAT, SECTOR, 0)[:12]))
+    numbers = _STATIC.pack(slot_size, created_at, 0)[:12]
+    header = preamble + numbers + struct.pack("<I", crc32(preamble + numbers))
+    content = header.ljust(SECTOR, b"\0")
+    if slot_size:
+        content += encode_slot(key, version, payload)
+    return content.ljust(file_size(slot_size), b"\0")
+
+
+def decode_file(data: bytes, key: str) -> Snapshot:
+    """Return the newest whole version in a file.
+
+    Only the slot of the higher version needs to be looked at: a slot under way has the higher version from its
+    first bytes on, and a version that was there when the read began can't have been overwritten by a lower one.
+
+    Raises:
+        DamagedError: The bytes are damaged, or belong to another key.
+        NewerFormatError: They are of a newer format.
+    """
+    slot_size, created_at = check_size(data, len(data))
+    if not slot_size:
+        return Snapshot(0, created_at, 0, b"", 1, True)
+    versions = [_SLOT.unpack_from(data, slot_offset(slot, slot_size))[0] for slot in (0, 1)]
+    newer = 1 if versions[1] > versions[0] else 0
+    for slot, is_settled in ((newer, True), (1 - newer, False)):
+        payload = _decode_slot(data, slot_offset(slot, slot_size), slot_size, key)
+        if payload is not None:
+            return Snapshot(slot_size, created_at, versions[slot], payload, slot, is_settled)
+    raise DamagedError("neither of its two slots is whole")
+
+
+def check_size(header: bytes, size: int) -> tuple[int, float]:
+    """Return slot size and time of creation from a header, if a file of ``size`` bytes can have it.
+
+    Raises:
+        DamagedError: It can't, or the header is damaged.
+        NewerFormatError: It is of a newer format.
+    """
+    slot_size, created_at = _decode_header(header)
+    if size != file_size(slot_size):
+        raise DamagedError(f"it has {size} bytes instead of {file_size(slot_size)}")
+    return slot_size, created_at
+
+
+def _decode_header(data: bytes) -> tuple[int, float]:
+    if len(data) < SECTOR:
+        raise DamagedError(f"it ends after {len(data)} bytes" if data else "it is empty")
+    magic, version, _, preamble_sum = _PREAMBLE.unpack_from(data)
+    if magic != _MAGIC or crc32(data[:12]) != preamble_sum:
+        raise DamagedError("its header is damaged")
+    if version > _FORMAT:
+        raise NewerFormatError(f"it has format {version}, and this asyncsess reads up to {_FORMAT}")
+    slot_size, created_at, static_sum = _STATIC.unpack_from(data, _PREAMBLE.size)
+    if crc32(data[:28]) != static_sum:
+        raise DamagedError("its header is damaged")
+    return slot_size, created_at
+
+
+def _decode_slot(data: bytes, offset: int, slot_size: int, key: str) -> bytes | None:
+    version, length, checksum = _SLOT.unpack_from(data, offset)
+    start = offset + _SLOT.size
+    if not version or length > slot_size - _SLOT.size:
+        return None
+    payload = data[start : start + length]
+    return payload if _checksum(key, version, payload) == checksum else None
+
+
+def _checksum(key: str, version: int, payload: bytes) -> int:
+    return crc32(payload, crc32(_CHECKED.pack(version, len(payload)), crc32(key.encode())))
+
+
+def encode_mark(process: int) -> bytes:
+    """Return the mark, to be written at `MARK_AT`, by which a process says that it waits."""
+    return _MARK.pack(process)
+
+
+def decode_mark(data: bytes) -> int:
+    """Return the process that waits, 0 if none does."""
+    return int(_MARK.unpack_from(data)[0]) if len(data) >= _MARK.size else 0
+
+
+def encode_holder(holder: Holder) -> bytes:
+    """Return what a new holder writes at `MARK_AT`: no mark, and itself."""
+    label = f"{holder.task[:60]}\0{holder.where[-90:]}".encode(errors="replace")[:160]
+    return _MARK.pack(0) + _HOLDER.pack(holder.pid & 0xFFFFFFFF, holder.since.timestamp(), label)
+
+
+def decode_holder(data: bytes) -> Holder | None:
+    """Return the last holder from the bytes at `MARK_AT`; None if there was none."""
+    if len(data) < HOLDER_LENGTH:
+        return None
+    pid, since, label = _HOLDER.unpack_from(data, _MARK.size)
+    if not pid:
+        return None
+    task, _, where = label.rstrip(b"\0").decode(errors="replace").partition("\0")
+    try:
+        return Holder(pid, task, datetime.fromtimestamp(since, UTC), where)
+    except (ValueError, OverflowError, OSError):  # these bytes have no checksum
+        return None
+
+
+HOLDER_LENGTH: Final = _MARK.size + _HOLDER.size

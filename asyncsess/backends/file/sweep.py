@@ -1,0 +1,113 @@
+"""The sweep: delete what has expired, and what killed processes left behind.
+
+A file's time of last use is its mtime, so whether it may have expired shows without opening it. Whether it really
+has is judged again under its lock.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+from collections.abc import Iterator
+from contextlib import closing, suppress
+from typing import Final
+
+from asyncsess.backends.file import layout
+from asyncsess.backends.file.directory import SHARDS, TMP, key_of_name, list_directory, name_of
+from asyncsess.backends.file.files import Files, decode, read_all
+from asyncsess.backends.file.layout import DamagedError
+from asyncsess.backends.file.lock import FileLock
+from asyncsess.errors import StoreError
+from asyncsess.expiry import Expiry
+
+logger = logging.getLogger("asyncsess")
+
+_SLICE: Final = 250
+_LEFTOVER_AGE: Final = 60.0
+_PLACEHOLDER_SIZE: Final = layout.file_size(0)
+
+
+class Sweep:
+    """One pass over a session directory, made in slices by `step`.
+
+    Args:
+        files: The files of the store.
+        expiry: What has expired.
+        now: By this clock.
+    """
+
+    def __init__(self, files: Files, expiry: Expiry, now: float) -> None:
+        self._files = files
+        self._expiry = expiry
+        self._now = now
+        self._entries = self._leftovers_then_candidates()
+        self.deleted = 0
+
+    def step(self) -> bool:
+        """Look at the next few files; return False when there are no more. Blocks."""
+        for _ in range(_SLICE):
+            try:
+                next(self._entries)
+            except StopIteration:
+                return False
+        return True
+
+    def _leftovers_then_candidates(self) -> Iterator[None]:
+        """Yield after each file, so that a slice may end there."""
+        for entry in list_directory(TMP, self._files.directory.fd):
+            with suppress(FileNotFoundError):
+                if entry.stat(follow_symlinks=False).st_mtime < self._now - _LEFTOVER_AGE:
+                    self._delete_leftover(f"{TMP}/{entry.name}")
+            yield
+        for shard in SHARDS:
+            for entry in list_directory(shard, self._files.directory.fd):
+                key = key_of_name(shard, entry.name)
+                if key:
+                    with suppress(FileNotFoundError):
+                        self._look_at(key, entry.stat(follow_symlinks=False))
+                yield
+
+    def _look_at(self, key: str, status: os.stat_result) -> None:
+        accessed_at = status.st_mtime
+        # Created no later than used: if it has expired by this measure, it has by the real one.
+        may_be_over = self._expiry.is_over(accessed_at, accessed_at, self._now)
+        is_leftover = status.st_size == _PLACEHOLDER_SIZE and accessed_at < self._now - _LEFTOVER_AGE
+        if not may_be_over and not is_leftover:
+            return
+        try:
+            with closing(FileLock(name_of(key), self._files.directory.fd)) as file:
+                if file.try_lock() and file.leads_here():
+                    self._delete_if_over(file, key)
+        except FileNotFoundError:
+            return
+        except (OSError, StoreError) as error:
+            reason = error.strerror if isinstance(error, OSError) else error
+            logger.warning("a session file could not be swept, and was left alone: %s", reason)
+
+    def _delete_if_over(self, file: FileLock, key: str) -> None:
+        status = os.fstat(file.fd)
+        with closing(self._files.open_shard(key[:2])) as shard:
+            if not shard.try_lock():
+                return  # somebody makes or moves a file here: the next sweep finds this one again
+            try:
+                snapshot = decode(read_all(file.fd, status.st_size), key)
+            except DamagedError as error:
+                self._files.quarantine(file, key, error)
+                return
+            if not snapshot.version:
+                self._files.delete(file, key)
+            elif self._expiry.is_over(snapshot.created_at, status.st_mtime, self._now):
+                self._files.delete(file, key)
+                self.deleted += 1
+
+    def _delete_leftover(self, name: str) -> None:
+        """Delete a file that was being made, unless its maker still holds it."""
+        with closing(FileLock(name, self._files.directory.fd)) as file:
+            if file.try_lock():
+                os.unlink(name, dir_fd=self._files.directory.fd)
+
+
+def keys_in(files: Files, shard: str) -> list[str]:
+    """Return the keys of the sessions in a shard. Blocks."""
+    found = (key_of_name(shard, entry.name) for entry in list_directory(shard, files.directory.fd))
+    return [key for key in found if key]

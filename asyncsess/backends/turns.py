@@ -1,0 +1,170 @@
+"""Turns: who may use a key next, within one process.
+
+The queue is first come, first served across tasks, event loops and threads. Nothing in it outlives its use: a
+key that nobody holds has no entry, and a waiter is bound to its loop only while it waits.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import threading
+import weakref
+from collections import deque
+
+from asyncsess.errors import DeadlockError, Holder, LockTimeoutError
+
+_all_turns: weakref.WeakSet[Turns] = weakref.WeakSet()
+
+
+class Turn:
+    """One task's place in the queue of a key, then its right to use the key."""
+
+    __slots__ = ("_future", "holder", "is_granted", "key", "task")
+
+    def __init__(self, key: str, holder: Holder) -> None:
+        self.key = key
+        self.holder = holder
+        self.task = asyncio.current_task()
+        self.is_granted = False
+        self._future: asyncio.Future[None] | None = None
+
+    async def wait(self, timeout: float) -> None:
+        """Wait until `wake`; raises TimeoutError after ``timeout`` seconds."""
+        assert self._future is not None
+        async with asyncio.timeout(timeout):
+            await self._future
+
+    def queue(self) -> None:
+        """Make this a waiter of the running loop."""
+        self._future = asyncio.get_running_loop().create_future()
+
+    def wake(self) -> bool:
+        """Wake the waiter, in its own loop; return False if that loop is gone."""
+        future = self._future
+        assert future is not None
+        try:
+            future.get_loop().call_soon_threadsafe(_finish, future)
+        except RuntimeError:  # the loop was closed with this waiter in it
+            return False
+        return True
+
+
+class _Line:
+    """Whose turn it is at a key, and those behind."""
+
+    __slots__ = ("current", "waiters")
+
+    def __init__(self, current: Turn) -> None:
+        self.current = current
+        self.waiters: deque[Turn] = deque()
+
+
+class Turns:
+    """The queues of all keys of one store."""
+
+    def __init__(self) -> None:
+        self._reset()
+        _all_turns.add(self)
+
+    def _reset(self) -> None:
+        self._guard = threading.Lock()
+        self._lines: dict[str, _Line] = {}
+
+    async def take(self, key: str, *, timeout: float, holder: Holder) -> Turn:
+        """Wait for the turn at a key.
+
+        Args:
+            key: The key.
+            timeout: Seconds to wait at most.
+            holder: What to tell those who time out behind this turn.
+
+        Raises:
+            DeadlockError: This task has the turn already.
+            LockTimeoutError: The turn did not come in time.
+        """
+        turn = Turn(key, holder)
+        with self._guard:
+            line = self._lines.setdefault(key, _Line(turn))
+            if line.current is turn:
+                turn.is_granted = True
+                return turn
+            if turn.task is not None and line.current.task is turn.task:
+                raise DeadlockError(
+                    f"this task holds the session already, opened at {line.current.holder.where}; "
+                    "use that one, or release() it first"
+                )
+            turn.queue()
+            line.waiters.append(turn)
+        try:
+            await turn.wait(timeout)
+        except TimeoutError:
+            if not self._leave(turn):  # granted at the last moment
+                return turn
+            raise LockTimeoutError(timeout, line.current.holder) from None
+        except BaseException:
+            if not self._leave(turn):
+                self.give_back(turn)
+            raise
+        return turn
+
+    def try_take(self, key: str, holder: Holder) -> Turn | None:
+        """Take the turn at a key if nobody has it."""
+        turn = Turn(key, holder)
+        with self._guard:
+            turn.is_granted = self._lines.setdefault(key, _Line(turn)).current is turn
+        return turn if turn.is_granted else None
+
+    def give_back(self, turn: Turn) -> None:
+        """Give the key to the next in its line."""
+        while True:
+            with self._guard:
+                if not self.is_current(turn):
+                    return
+                line = self._lines[turn.key]
+                if not line.waiters:
+                    del self._lines[turn.key]
+                    return
+                turn = line.current = line.waiters.popleft()
+                turn.is_granted = True
+            if turn.wake():
+                return
+
+    def is_current(self, turn: Turn) -> bool:
+        """Tell whether it still is this turn; after a fork, it is none of the parent's."""
+        line = self._lines.get(turn.key)
+        return line is not None and line.current is turn
+
+    @property
+    def holding(self) -> int:
+        """Keys that are held."""
+        return len(self._lines)
+
+    @property
+    def waiting(self) -> int:
+        """Tasks that wait behind a holder."""
+        with self._guard:
+            return sum(len(line.waiters) for line in self._lines.values())
+
+    def _leave(self, turn: Turn) -> bool:
+        """Leave the queue; return False if the turn has been granted meanwhile."""
+        with self._guard:
+            if turn.is_granted:
+                return False
+            line = self._lines.get(turn.key)
+            if line:  # none in the child of a fork
+                line.waiters.remove(turn)
+            return True
+
+
+def _finish(future: asyncio.Future[None]) -> None:
+    if not future.done():
+        future.set_result(None)
+
+
+def _forget_parents_turns() -> None:
+    for turns in list(_all_turns):
+        turns._reset()
+
+
+os.register_at_fork(after_in_child=_forget_parents_turns)

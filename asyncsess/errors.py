@@ -1,0 +1,126 @@
+"""The errors of asyncsess: one ladder, each rung with its evidence as attributes.
+
+No error message carries a session id, a key or a session's values.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import datetime
+
+
+@dataclass(frozen=True, slots=True)
+class Holder:
+    """Who holds a lock: enough to find the line of code that keeps others waiting.
+
+    Attributes:
+        pid: The process id, as seen by the holder itself (containers number their own).
+        task: The name of the asyncio task.
+        since: When the lock was granted, by the holder's wall clock.
+        where: File and line that opened the session.
+    """
+
+    pid: int
+    task: str
+    since: datetime
+    where: str
+
+    def __str__(self) -> str:
+        return (
+            f"process {self.pid}, task {self.task!r}, opened at {self.where}, "
+            f"since {self.since.isoformat(timespec='milliseconds')}"
+        )
+
+
+class SessionError(Exception):
+    """Base of everything that asyncsess raises on purpose."""
+
+
+class InvalidSessionIdError(SessionError, ValueError):
+    """The session id is not one that could have been issued or chosen."""
+
+
+class SessionNotFoundError(SessionError, LookupError):
+    """There is no live session of this id: it is unknown, expired or was destroyed."""
+
+
+class ReadOnlySessionError(SessionError, TypeError):
+    """A session that was opened with ``readonly=True`` was changed."""
+
+
+class SessionClosedError(SessionError):
+    """A session was used after `release`, `rollback`, `destroy` or the end of its block."""
+
+
+class LockTimeoutError(SessionError, TimeoutError):
+    """The lock was not free in time.
+
+    Attributes:
+        waited: Seconds spent waiting.
+        holder: Who held the lock at the end of the wait, where that is known.
+    """
+
+    def __init__(self, waited: float, holder: Holder | None) -> None:
+        by = f": held by {holder}" if holder else ""
+        super().__init__(f"the session was not free within {waited:.3g} s{by}")
+        self.waited = waited
+        self.holder = holder
+
+
+class LockLostError(SessionError):
+    """The lock is no longer this holder's, so nothing of the change was stored."""
+
+
+class DeadlockError(SessionError):
+    """The task already holds the session exclusively; waiting for itself would never end."""
+
+
+class CodecError(SessionError, ValueError):
+    """A value can't be stored so that it comes back unchanged, or stored data can't be read.
+
+    Attributes:
+        path: Keys and indexes that lead from the session to the value.
+    """
+
+    def __init__(self, message: str, path: Sequence[object] = ()) -> None:
+        at = "".join(f"[{step!r}]" for step in path)
+        super().__init__(f"session{at}: {message}" if at else message)
+        self.path = tuple(path)
+
+
+class SessionTooLargeError(CodecError):
+    """The encoded session exceeds the store's ``max_size``.
+
+    Attributes:
+        size: Bytes of the encoded session.
+        limit: The store's ``max_size`` in bytes.
+    """
+
+    def __init__(self, size: int, limit: int) -> None:
+        super().__init__(
+            f"the encoded session has {size:,} bytes, the limit is {limit:,}; store less, or raise max_size"
+        )
+        self.size = size
+        self.limit = limit
+
+
+class CorruptSessionError(SessionError):
+    """The stored session is damaged and was moved out of the way.
+
+    Attributes:
+        path: Where the damaged data was kept, or None if it could not be moved.
+    """
+
+    def __init__(self, reason: str, path: str | None) -> None:
+        kept = f"kept as {path}" if path else "it could not be moved aside"
+        super().__init__(f"the stored session is damaged ({reason}); {kept}")
+        self.path = path
+
+
+class StoreError(SessionError):
+    """The store failed: disk full, no permission, server gone. ``__cause__`` is the original."""
+
+
+class CommitUnknownError(StoreError):
+    """The commit may or may not be durable: the storage failed after it was handed over."""

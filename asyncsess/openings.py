@@ -1,0 +1,304 @@
+"""The ways to open a session: each a context manager that keeps a `Session` for its block.
+
+They are the policy over a backend: what is read and committed when, and what a session that has expired means.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+from collections.abc import Callable
+from contextlib import AbstractAsyncContextManager
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from types import TracebackType
+from typing import Any, Final
+
+from asyncsess.backends.base import Backend, Held, Record
+from asyncsess.codec import Codec
+from asyncsess.errors import (
+    Holder,
+    SessionNotFoundError,
+    SessionTooLargeError,
+    StoreError,
+)
+from asyncsess.expiry import Expiry
+from asyncsess.ids import key_of, new_session_id
+from asyncsess.session import Session, State
+
+logger = logging.getLogger("asyncsess")
+
+_NOT_FOUND: Final = "there is no such session: it is unknown, expired or was destroyed"
+
+
+@dataclass(frozen=True, slots=True)
+class Policy:
+    """What a store has been told once, and all openings need.
+
+    Attributes:
+        backend: Where records are.
+        codec: How values become payloads.
+        expiry: When sessions end.
+        max_size: Bytes that a payload may have.
+        clock: Returns seconds since the epoch.
+        openings: The blocks that have a session open for writing, or wait for one.
+    """
+
+    backend: Backend
+    codec: Codec
+    expiry: Expiry
+    max_size: int
+    clock: Callable[[], float]
+    openings: set[ExclusiveOpening] = field(default_factory=set)
+
+    def is_live(self, record: Record) -> bool:
+        """Tell whether a record has not expired."""
+        return not self.expiry.is_over(record.created_at, record.accessed_at, self.clock())
+
+    def seal(self, data: bytes, key: str) -> bytes:
+        """Return encoded values as the payload for a key.
+
+        Raises:
+            SessionTooLargeError: It exceeds ``max_size``.
+        """
+        payload = self.codec.seal(data, key)
+        if len(payload) > self.max_size:
+            raise SessionTooLargeError(len(payload), self.max_size)
+        return payload
+
+    def load(self, session: Session, record: Record, key: str) -> None:
+        """Make a session hold what a record holds."""
+        data = self.codec.unseal(record.payload, key)
+        session.load(self.codec.decode(data), data)
+        self.date(session, record)
+
+    def date(self, session: Session, record: Record) -> None:
+        """Tell a session its version and times."""
+        ends_at = self.expiry.ends_at(record.created_at, record.accessed_at)
+        session.dated(record.version, record.created_at, ends_at)
+
+
+class ReadonlyOpening:
+    """A snapshot: one committed version, read without waiting for anybody."""
+
+    __slots__ = ("_key", "_policy", "_session")
+
+    def __init__(self, policy: Policy, session_id: str) -> None:
+        self._policy = policy
+        self._key = key_of(session_id)
+        self._session = Session(self, session_id, State.READONLY, policy.codec)
+
+    async def __aenter__(self) -> Session:
+        await self.refresh()
+        return self._session
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        try:
+            if kind is None:
+                self._session.check_unchanged()
+        finally:
+            self._session.becomes(State.CLOSED)
+
+    async def save(self) -> None:
+        self._session.check_writable()
+
+    async def release(self) -> None:
+        """Do nothing: there is no lock."""
+
+    async def rollback(self) -> None:
+        """Drop what was changed inside; there is no lock."""
+        await self.refresh()
+
+    async def refresh(self) -> None:
+        policy = self._policy
+        record = await policy.backend.read(self._key)
+        if record is None or not policy.is_live(record):
+            raise SessionNotFoundError(_NOT_FOUND)
+        policy.load(self._session, record, self._key)
+        now = policy.clock()
+        if policy.expiry.is_touch_due(record.accessed_at, now):
+            try:
+                await policy.backend.touch(self._key, now=now)
+            except StoreError as error:  # a read-only disk can still be read
+                logger.warning("that a session was read could not be recorded: %s", error)
+
+    async def destroy(self) -> None:
+        self._session.check_writable()
+
+    async def regenerate_id(self) -> None:
+        self._session.check_writable()
+
+
+class ExclusiveOpening:
+    """A session that nobody else may change meanwhile; committed at the end of the block.
+
+    Args:
+        policy: The store's.
+        session_id: None for a new session under a fresh id.
+        create: Start a session under this id if there is none.
+        timeout: Seconds to wait for the lock.
+        caller: File and line that opens the session, for those who time out waiting for it.
+    """
+
+    __slots__ = (
+        "_caller", "_create", "_held", "_hold", "_holder", "_is_fresh", "_key", "_policy", "_session", "_timeout",
+        "task",
+    )  # fmt: skip
+
+    def __init__(
+        self, policy: Policy, session_id: str | None, *, create: bool, timeout: float, caller: tuple[str, int]
+    ) -> None:
+        self._is_fresh = session_id is None
+        session_id = session_id if session_id is not None else new_session_id()
+        self._policy = policy
+        self._key = key_of(session_id)
+        self._create = create
+        self._timeout = timeout
+        self._caller = caller
+        self.task: asyncio.Task[Any] | None = None
+        self._session = Session(self, session_id, State.EXCLUSIVE, policy.codec)
+        self._hold: AbstractAsyncContextManager[Held] | None = None
+        self._held: Held | None = None
+
+    async def __aenter__(self) -> Session:
+        self.task = asyncio.current_task()
+        self._holder = holder_at(*self._caller)
+        self._policy.openings.add(self)
+        try:
+            if not self._is_fresh:  # nobody can know a fresh id, so there is nothing to lock before its first commit
+                await self._lock()
+        except BaseException:
+            await self._leave()
+            raise
+        return self._session
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        try:
+            if kind is None:
+                if self._session.state is State.EXCLUSIVE:
+                    await self._commit(self._session.changes())
+                    await self._release()
+                else:
+                    self._session.check_unchanged()
+        finally:
+            self._session.becomes(State.CLOSED)
+            await self._leave()
+
+    async def save(self) -> None:
+        data = self._session.changes()
+        if data is None and self._session.is_new:
+            data = self._session.encoded()
+        await self._commit(data)
+
+    async def release(self) -> None:
+        try:
+            await self._commit(self._session.changes())
+            await self._release()
+        finally:
+            self._session.becomes(State.RELEASED)
+            await self._leave()
+
+    async def rollback(self) -> None:
+        self._session.reset()
+        self._session.becomes(State.RELEASED)
+        await self._leave()
+
+    async def refresh(self) -> None:
+        if self._held is not None or self._session.is_new:
+            self._session.reset()
+            return
+        record = await self._policy.backend.read(self._key)
+        if record is None or not self._policy.is_live(record):
+            raise SessionNotFoundError(_NOT_FOUND)
+        self._policy.load(self._session, record, self._key)
+
+    async def destroy(self) -> None:
+        if self._held is not None:
+            await self._held.delete()
+        self._session.load({}, None)
+        self._session.becomes(State.DESTROYED)
+        await self._leave()
+
+    async def regenerate_id(self) -> None:
+        session_id, session = new_session_id(), self._session
+        key, data = key_of(session_id), session.encoded()
+        payload = self._policy.seal(data, key)
+        # The absolute limit counts from the first login on, not from each new id.
+        created_at = self._policy.clock() if session.created_at is None else session.created_at.timestamp()
+        old, old_hold = self._held, self._hold
+        await self._enter(self._policy.backend.create(key, payload, created_at=created_at, holder=self._holder))
+        try:
+            if old is not None:
+                await old.delete()
+        finally:
+            if old_hold is not None:
+                await old_hold.__aexit__(None, None, None)
+        self._key = key
+        session.becomes(State.EXCLUSIVE, session_id)
+        self._note(data)
+
+    async def _lock(self) -> None:
+        """Lock the session and load it, or find that there is none."""
+        policy = self._policy
+        while True:
+            hold = policy.backend.hold(self._key, timeout=self._timeout, holder=self._holder, create=self._create)
+            held = await self._enter(hold)
+            record = held.record
+            if record is None and self._create:
+                return
+            if record is not None and policy.is_live(record):
+                policy.load(self._session, record, self._key)
+                return
+            if record is not None:  # expired: a session that begins anew begins with nothing of it
+                await held.delete()
+            await self._let_go()
+            if not self._create:
+                raise SessionNotFoundError(_NOT_FOUND)
+
+    async def _commit(self, data: bytes | None) -> None:
+        """Store encoded values, if there are any to store."""
+        if data is None:
+            return
+        payload, now = self._policy.seal(data, self._key), self._policy.clock()
+        if self._held is not None:
+            await self._held.commit(payload, now=now)
+        else:
+            await self._enter(self._policy.backend.create(self._key, payload, created_at=now, holder=self._holder))
+        self._note(data)
+
+    def _note(self, data: bytes) -> None:
+        """Tell the session what has been stored."""
+        assert self._held is not None
+        record = self._held.record
+        assert record is not None
+        self._session.committed(data)
+        self._policy.date(self._session, record)
+
+    async def _release(self) -> None:
+        if self._held is not None:
+            await self._held.release(now=self._policy.clock())
+
+    async def _enter(self, hold: AbstractAsyncContextManager[Held]) -> Held:
+        self._held = await hold.__aenter__()
+        self._hold = hold
+        return self._held
+
+    async def _let_go(self) -> None:
+        hold, self._hold, self._held = self._hold, None, None
+        if hold is not None:
+            await hold.__aexit__(None, None, None)
+
+    async def _leave(self) -> None:
+        self._policy.openings.discard(self)
+        await self._let_go()
+
+
+def holder_at(filename: str, line: int) -> Holder:
+    """Return the current task as the holder of what is opened at a line of code."""
+    task = asyncio.current_task()
+    return Holder(os.getpid(), task.get_name() if task else "", datetime.now(UTC), f"{filename}:{line}")

@@ -1,0 +1,281 @@
+"""`Session`: the mapping that a block works on, and its life. It does no I/O of its own."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, MutableMapping
+from datetime import UTC, datetime
+from enum import Enum
+from typing import Any, Final, Protocol
+
+from asyncsess.codec import Codec
+from asyncsess.errors import ReadOnlySessionError, SessionClosedError
+
+_ATOMS: Final = frozenset({type(None), bool, int, float, str, bytes, datetime})
+
+
+class State(Enum):
+    """What may be done with a session."""
+
+    EXCLUSIVE = "exclusive"
+    READONLY = "readonly"
+    RELEASED = "released"
+    DESTROYED = "destroyed"
+    CLOSED = "closed"
+
+
+class Keeper(Protocol):
+    """Who does the I/O for a session: the block that opened it."""
+
+    async def save(self) -> None:
+        """Commit, and keep the lock."""
+
+    async def release(self) -> None:
+        """Commit, and give the lock back."""
+
+    async def rollback(self) -> None:
+        """Drop what was not committed, and give the lock back."""
+
+    async def refresh(self) -> None:
+        """Load what is stored."""
+
+    async def destroy(self) -> None:
+        """Delete the session, and give the lock back."""
+
+    async def regenerate_id(self) -> None:
+        """Move the session to a fresh id, and keep the lock."""
+
+
+class Session(MutableMapping[str, Any]):
+    """One opening of a session: a mapping of what it holds.
+
+    Changes are found by comparing encoded values, so nested ones count:
+
+        async with store.open(session_id) as session:
+            session["cart"].append("tea")
+
+    It belongs to the block that opened it; after the block, using it raises `SessionClosedError`.
+    """
+
+    __slots__ = (
+        "__weakref__", "_baseline", "_codec", "_created_at", "_ends_at", "_id", "_is_changed", "_is_exposed",
+        "_keeper", "_state", "_values", "_version",
+    )  # fmt: skip
+
+    def __init__(self, keeper: Keeper, session_id: str, state: State, codec: Codec) -> None:
+        self._keeper = keeper
+        self._id = session_id
+        self._state = state
+        self._codec = codec
+        self.load({}, None)
+        self.dated(0, math.nan, math.nan)
+
+    # The mapping.
+
+    def __getitem__(self, key: str) -> Any:
+        if self._state is State.CLOSED:
+            raise self._closed()
+        value = self._values[key]
+        if type(value) not in _ATOMS:
+            self._is_exposed = True
+        return value
+
+    def __setitem__(self, key: str, value: Any) -> None:
+        self.check_writable()
+        self._is_changed = True
+        self._values[key] = value
+
+    def __delitem__(self, key: str) -> None:
+        self.check_writable()
+        del self._values[key]
+        self._is_changed = True
+
+    def __contains__(self, key: object) -> bool:
+        if self._state is State.CLOSED:
+            raise self._closed()
+        return key in self._values
+
+    def __iter__(self) -> Iterator[str]:
+        if self._state is State.CLOSED:
+            raise self._closed()
+        return iter(self._values)
+
+    def __len__(self) -> int:
+        if self._state is State.CLOSED:
+            raise self._closed()
+        return len(self._values)
+
+    def __repr__(self) -> str:
+        modified = " modified" if self._state is State.EXCLUSIVE and self.is_modified else ""
+        return f"<Session {self._state.value} version={self._version}{modified}>"
+
+    # What is known about it.
+
+    @property
+    def id(self) -> str:
+        """The session id. Whoever knows it has the session: never log it."""
+        return self._id
+
+    @property
+    def version(self) -> int:
+        """The committed version that this is based on; 0 for a session that was never committed."""
+        return self._version
+
+    @property
+    def is_new(self) -> bool:
+        """Whether the session has never been committed."""
+        return self._version == 0
+
+    @property
+    def is_modified(self) -> bool:
+        """Whether there is something to commit."""
+        return self._state is not State.CLOSED and self.changes() is not None
+
+    @property
+    def created_at(self) -> datetime | None:
+        """When the session was first committed, in UTC; None if it has not been."""
+        return None if math.isnan(self._created_at) else datetime.fromtimestamp(self._created_at, UTC)
+
+    @property
+    def expires_at(self) -> datetime | None:
+        """When the session ends unless it is used before, in UTC; None for never, or not committed yet."""
+        if not math.isfinite(self._ends_at):
+            return None
+        return datetime.fromtimestamp(self._ends_at, UTC)
+
+    # What can be done with it.
+
+    async def save(self) -> None:
+        """Commit now, and keep the lock. A new session is stored even if it is empty.
+
+        Raises:
+            CodecError: A value can't be stored; nothing was.
+            LockLostError: The session was taken away; nothing was stored.
+            StoreError: The store failed; nothing was stored.
+        """
+        self.check_writable()
+        await self._keeper.save()
+
+    async def release(self) -> None:
+        """Commit now, and let others in. What was read stays readable; writing raises from here on.
+
+        Raises:
+            CodecError, LockLostError, StoreError: As `save`; the lock is gone in any case.
+        """
+        if self._state in (State.EXCLUSIVE, State.READONLY):
+            await self._keeper.release()
+        elif self._state is State.CLOSED:
+            raise self._closed()
+
+    async def rollback(self) -> None:
+        """Drop what was not committed, and let others in."""
+        if self._state in (State.EXCLUSIVE, State.READONLY):
+            await self._keeper.rollback()
+        elif self._state is State.CLOSED:
+            raise self._closed()
+
+    async def refresh(self) -> None:
+        """Drop what was not committed, and go on with what is stored now; a lock is kept.
+
+        Raises:
+            SessionNotFoundError: The session was destroyed or has expired.
+        """
+        if self._state in (State.CLOSED, State.DESTROYED):
+            raise self._closed()
+        await self._keeper.refresh()
+
+    async def destroy(self) -> None:
+        """Delete the session and let others in, who will not find it."""
+        self.check_writable()
+        await self._keeper.destroy()
+
+    async def regenerate_id(self) -> None:
+        """Commit under a fresh id, in `id` from now on, and delete the session of the old id.
+
+        Do this at each change of privilege, such as a login, so that an id that somebody planted or saw before
+        is worth nothing. If the process is killed in between, both ids lead to the session, never none.
+        """
+        self.check_writable()
+        await self._keeper.regenerate_id()
+
+    # For the keeper.
+
+    @property
+    def state(self) -> State:
+        """What may be done with it now."""
+        return self._state
+
+    def check_writable(self) -> None:
+        """Raise what explains why this session can't be changed, if it can't."""
+        if self._state is State.READONLY:
+            raise ReadOnlySessionError("the session was opened with readonly=True; open it without to change it")
+        if self._state is not State.EXCLUSIVE:
+            raise self._closed()
+
+    def load(self, values: dict[str, Any], baseline: bytes | None) -> None:
+        """Hold these values.
+
+        Args:
+            values: What the store has.
+            baseline: The same, encoded; None if the store has nothing.
+        """
+        self._values = values
+        self._baseline = baseline
+        self._is_changed = self._is_exposed = False
+
+    def reset(self) -> None:
+        """Hold what the store has, and drop what was changed."""
+        baseline = self._baseline
+        self.load({} if baseline is None else self._codec.decode(baseline), baseline)
+
+    def committed(self, baseline: bytes) -> None:
+        """Note what the store has now. What was handed out may still be changed, so it stays exposed."""
+        self._baseline = baseline
+        self._is_changed = False
+
+    def dated(self, version: int, created_at: float, ends_at: float) -> None:
+        """Note the version and the times of what the store has."""
+        self._version = version
+        self._created_at = created_at
+        self._ends_at = ends_at
+
+    def becomes(self, state: State, session_id: str | None = None) -> None:
+        """Change what may be done with it, or the id that leads to it."""
+        self._state = state
+        self._id = session_id or self._id
+
+    def encoded(self) -> bytes:
+        """Return the values encoded.
+
+        Raises:
+            CodecError: A value can't be stored.
+        """
+        return self._codec.encode(self._values)
+
+    def changes(self) -> bytes | None:
+        """Return the values encoded if they differ from what the store has, else None."""
+        if not self._is_changed and not self._is_exposed:
+            return None
+        encoded = self.encoded()
+        return None if encoded == self._baseline else encoded
+
+    def check_unchanged(self) -> None:
+        """Raise if something nested was changed in a session that can't be committed any more."""
+        if not self._is_exposed or self._baseline is None:
+            return
+        # What another version of the codec stored may be encoded differently: compare like with like.
+        if self.changes() in (None, self._codec.encode(self._codec.decode(self._baseline))):
+            return
+        if self._state is State.READONLY:
+            raise ReadOnlySessionError("something inside a session opened with readonly=True was changed, and is lost")
+        raise SessionClosedError("something inside the session was changed after its lock was given back, and is lost")
+
+    def _closed(self) -> SessionClosedError:
+        return SessionClosedError(_WHY_CLOSED[self._state])
+
+
+_WHY_CLOSED: Final = {
+    State.RELEASED: "the lock of this session was given back, so it can't be changed; open it again",
+    State.DESTROYED: "the session was destroyed; open a new one",
+    State.CLOSED: "the block of this session has ended; take what you need from it inside, or open it again",
+}

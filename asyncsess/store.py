@@ -1,0 +1,214 @@
+"""`SessionStore`: the ways to open, start and end sessions, over any backend."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import random
+import sys
+import time
+from collections.abc import AsyncIterator, Callable, Mapping
+from contextlib import AbstractAsyncContextManager, suppress
+from dataclasses import dataclass
+from datetime import timedelta
+from types import TracebackType
+from typing import Any, Final, Self
+
+from asyncsess.backends.base import Backend, BackendStatistics
+from asyncsess.codec import Codec, MsgpackCodec
+from asyncsess.errors import SessionError
+from asyncsess.expiry import Expiry, seconds
+from asyncsess.ids import key_of
+from asyncsess.openings import ExclusiveOpening, Policy, ReadonlyOpening, holder_at
+from asyncsess.session import Session
+
+logger = logging.getLogger("asyncsess")
+
+_CLOSE_TIMEOUT: Final = 10.0
+
+
+@dataclass(frozen=True, slots=True)
+class Statistics(BackendStatistics):
+    """What a store is doing right now, and has done in this process.
+
+    Attributes:
+        open: Blocks that have a session open for writing, or wait for one.
+        swept: Expired sessions that this store has deleted.
+    """
+
+    open: int = 0
+    swept: int = 0
+
+
+class SessionStore:
+    """Sessions over a backend.
+
+    Entered with ``async with``, it also deletes expired sessions from time to time, and closes itself at the end.
+
+    Args:
+        backend: Where sessions are kept.
+        idle_timeout: Seconds without use after which a session ends; None for no such limit.
+        lifetime: Seconds since its creation after which it ends in any case; None for no such limit.
+        lock_timeout: Seconds that `open` waits for other holders, unless it is told otherwise.
+        codec: How values become bytes; `MsgpackCodec` if None.
+        max_size: Bytes that an encoded session may have.
+        sweep_interval: Seconds between two sweeps; None for none.
+        clock: Returns seconds since the epoch; expiry is judged by it alone.
+    """
+
+    def __init__(
+        self,
+        backend: Backend,
+        *,
+        idle_timeout: float | timedelta | None = 1800.0,
+        lifetime: float | timedelta | None = 86400.0,
+        lock_timeout: float | timedelta = 40.0,
+        codec: Codec | None = None,
+        max_size: int = 1024 * 1024,
+        sweep_interval: float | timedelta | None = 300.0,
+        clock: Callable[[], float] = time.time,
+    ) -> None:
+        expiry = Expiry(seconds(idle_timeout, "idle_timeout"), seconds(lifetime, "lifetime"))
+        self._policy = Policy(backend, codec or MsgpackCodec(), expiry, max_size, clock)
+        self._lock_timeout = seconds(lock_timeout, "lock_timeout") or 0.0
+        self._sweep_interval = seconds(sweep_interval, "sweep_interval")
+        self._sweeper: asyncio.Task[None] | None = None
+        self._swept = 0
+
+    def __repr__(self) -> str:
+        return f"<{type(self).__name__} {self._policy.backend!r}>"
+
+    async def __aenter__(self) -> Self:
+        await self._policy.backend.open()
+        if self._sweep_interval is not None:
+            self._sweeper = asyncio.create_task(self._sweep(self._sweep_interval), name="asyncsess sweeper")
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        await self.aclose()
+
+    def open(
+        self,
+        session_id: str | None = None,
+        *,
+        readonly: bool = False,
+        create: bool = False,
+        timeout: float | timedelta | None = None,
+    ) -> AbstractAsyncContextManager[Session]:
+        """Open a session for the block of an ``async with``.
+
+        Leaving the block commits what was changed; leaving it by an exception or a cancellation does not. Either way
+        the lock is gone.
+
+        Args:
+            session_id: Which session; None to start a new one under a fresh id, stored once something is put in.
+            readonly: Take a snapshot: no lock, no wait, no change.
+            create: Start the session under this very id if there is none. For jobs and tests that name their own
+                sessions; an id that a client sent must never be adopted.
+            timeout: Seconds to wait for other holders; the store's ``lock_timeout`` if None.
+
+        Raises:
+            InvalidSessionIdError: The id is not one that could have been issued or chosen.
+            SessionNotFoundError: On entering: there is no such session, or it has expired.
+            LockTimeoutError: On entering: it was not free in time; the error names the holder.
+            DeadlockError: On entering: this task has it open already.
+            CorruptSessionError: On entering: what is stored is damaged; it was moved aside.
+            CodecError: On entering: what is stored is of another codec or secret. On leaving: a value can't be stored.
+            LockLostError: On leaving: the session was taken away; nothing was stored.
+            StoreError: The store failed; on leaving: nothing was stored.
+        """
+        if not readonly:
+            wait = self._lock_timeout if timeout is None else seconds(timeout, "timeout") or 0.0
+            return ExclusiveOpening(self._policy, session_id, create=create, timeout=wait, caller=_caller())
+        if session_id is None or create:
+            raise ValueError("readonly=True reads a session that exists: pass its id, and not create=True")
+        return ReadonlyOpening(self._policy, session_id)
+
+    async def create(self, values: Mapping[str, Any] | None = None) -> str:
+        """Start a session that holds these values; return its fresh id.
+
+        Raises:
+            CodecError: A value can't be stored.
+            StoreError: The store failed.
+        """
+        async with self.open() as session:
+            session.update(values or {})
+            await session.save()
+        return session.id
+
+    async def destroy(self, session_id: str) -> bool:
+        """Delete a session, once whoever holds it is done; return whether there was one.
+
+        Raises:
+            LockTimeoutError: It was not free in time; it is still there.
+            DeadlockError: This task has it open; use `Session.destroy`.
+            StoreError: The store failed.
+        """
+        backend, holder = self._policy.backend, holder_at(*_caller())
+        async with backend.hold(key_of(session_id), timeout=self._lock_timeout, holder=holder) as held:
+            is_live = held.record is not None and self._policy.is_live(held.record)
+            await held.delete()
+        return is_live
+
+    async def delete_expired(self) -> int:
+        """Delete the sessions that have expired and are not open; return how many."""
+        policy = self._policy
+        deleted = await policy.backend.delete_expired(policy.expiry, now=policy.clock())
+        self._swept += deleted
+        return deleted
+
+    def keys(self) -> AsyncIterator[str]:
+        """Yield the keys of all sessions, also of those that expired since the last sweep.
+
+        A key is the SHA-256 of the id: it tells sessions apart, and opens none.
+        """
+        return self._policy.backend.keys()
+
+    def statistics(self) -> Statistics:
+        """Return what the store is doing right now."""
+        now = self._policy.backend.statistics()
+        return Statistics(
+            holding=now.holding,
+            waiting=now.waiting,
+            corrupt=now.corrupt,
+            io_switches=now.io_switches,
+            open=len(self._policy.openings),
+            swept=self._swept,
+        )
+
+    async def aclose(self, *, timeout: float = _CLOSE_TIMEOUT) -> None:
+        """Close the store.
+
+        Waits for the blocks that other tasks still have open. Whoever is late loses its lock: committing raises
+        `LockLostError`, and opening anything raises `StoreError`, until the store is entered again.
+
+        Args:
+            timeout: Seconds to wait.
+        """
+        sweeper, self._sweeper = self._sweeper, None
+        if sweeper is not None:
+            sweeper.cancel()
+            with suppress(asyncio.CancelledError):
+                await sweeper
+        me, until = asyncio.current_task(), time.monotonic() + timeout
+        # The blocks may belong to other event loops, so there is no event of this one to wait for.
+        while any(opening.task is not me for opening in self._policy.openings) and time.monotonic() < until:
+            await asyncio.sleep(0.005)
+        await self._policy.backend.aclose()
+
+    async def _sweep(self, interval: float) -> None:
+        """Delete expired sessions from time to time. Several processes need not do it all at once."""
+        while True:
+            await asyncio.sleep(random.uniform(0.5, 1.0) * interval)
+            try:
+                await self.delete_expired()
+            except SessionError:
+                logger.exception("expired sessions could not be deleted; the next sweep will try again")
+
+
+def _caller() -> tuple[str, int]:
+    """Return the file and line that called this module."""
+    frame = sys._getframe(2)
+    return frame.f_code.co_filename, frame.f_lineno

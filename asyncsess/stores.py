@@ -1,0 +1,70 @@
+"""The stores that most programs use: a `SessionStore` together with its backend."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from datetime import timedelta
+from typing import TypedDict, Unpack
+
+from asyncsess.backends.file import Durability, FileBackend, IOMode
+from asyncsess.backends.memory import MemoryBackend
+from asyncsess.codec import Codec
+from asyncsess.store import SessionStore
+
+
+class StoreOptions(TypedDict, total=False):
+    """What every store can be told; see `SessionStore`."""
+
+    idle_timeout: float | timedelta | None
+    lifetime: float | timedelta | None
+    lock_timeout: float | timedelta
+    codec: Codec | None
+    max_size: int
+    sweep_interval: float | timedelta | None
+    clock: Callable[[], float]
+
+
+class FileStore(SessionStore):
+    """Sessions as files in a directory that all processes of one machine may share.
+
+        async with FileStore("var/sessions", idle_timeout=1800, lifetime=86400) as store:
+            session_id = await store.create({"cart": []})
+            async with store.open(session_id) as session:
+                session["cart"].append("tea")
+
+    Args:
+        directory: Where; it is made if it is missing, and must be this user's alone.
+        durability: What a commit that has returned survives: ``"process"``, the end of any process; ``"power"``, also
+            a power cut, for the price of waiting for the disk each time.
+        io: ``"loop"`` runs file calls on the event loop, ``"thread"`` in threads, ``"auto"`` on the loop as long as
+            they take microseconds.
+        allow_network_fs: Accept a network file system, on which one machine alone may use the store.
+        **options: As for `SessionStore`.
+
+    Raises:
+        StoreError: On first use: the directory can't be used, or is not safe; the message says what to do.
+    """
+
+    def __init__(
+        self,
+        directory: str | os.PathLike[str],
+        *,
+        durability: Durability = "process",
+        io: IOMode = "auto",
+        allow_network_fs: bool = False,
+        **options: Unpack[StoreOptions],
+    ) -> None:
+        backend = FileBackend(directory, durability=durability, io=io, allow_network_fs=allow_network_fs)
+        super().__init__(backend, **options)
+
+
+class MemoryStore(SessionStore):
+    """Sessions in this process's memory, with the same semantics; for tests, and for a single process.
+
+    Args:
+        **options: As for `SessionStore`.
+    """
+
+    def __init__(self, **options: Unpack[StoreOptions]) -> None:
+        super().__init__(MemoryBackend(), **options)
