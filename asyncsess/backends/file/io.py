@@ -21,6 +21,8 @@ T = TypeVar("T")
 IOMode = Literal["auto", "loop", "thread"]
 
 _SLOW: Final = 0.005
+# A single slow call may be the scheduler's doing: the loop is left when a second one follows within so many calls.
+_FORGIVEN_AFTER: Final = 10
 _FIRST_STAY: Final = 0.05
 _LONGEST_STAY: Final = 5.0
 _THREADS: Final = 8
@@ -30,9 +32,9 @@ class IO:
     """Run blocking functions for one store.
 
     Args:
-        mode: ``"loop"``, ``"thread"``, or ``"auto"``: on the loop, and after a call that took longer than 5
-            milliseconds, in threads: for 50 milliseconds, as it may have been the scheduler and not the disk, and for
-            twice as long, up to 5 seconds, each time that the first call back on the loop is slow again.
+        mode: ``"loop"``, ``"thread"``, or ``"auto"``: on the loop, until two of a few calls took longer than 5
+            milliseconds; then in threads, for 50 milliseconds at first, and for twice as long, up to 5 seconds, each
+            time that it happens again.
     """
 
     def __init__(self, mode: IOMode) -> None:
@@ -41,6 +43,7 @@ class IO:
         self._mode = mode
         self._threads_until = 0.0
         self._stay = _FIRST_STAY
+        self._suspicion = 0
         self._pool: ThreadPoolExecutor | None = None
         self._pid = os.getpid()
         self.switches = 0
@@ -63,12 +66,17 @@ class IO:
                 self._judge(time.perf_counter() - started)
 
     def _judge(self, took: float) -> None:
-        if took > _SLOW:
+        if took < _SLOW:
+            if self._suspicion:
+                self._suspicion -= 1
+                if not self._suspicion:
+                    self._stay = _FIRST_STAY
+        elif not self._suspicion:
+            self._suspicion = _FORGIVEN_AFTER
+        else:
             self._threads_until = time.perf_counter() + self._stay
             self._stay = min(2 * self._stay, _LONGEST_STAY)
             self.switches += 1
-        else:
-            self._stay = _FIRST_STAY
 
     async def in_thread(self, function: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
         """Call a function that waits for a disk by nature, and wait until it has ended.

@@ -111,6 +111,7 @@ class Bells:
         try:
             if self._inotify is None:
                 inotify = Inotify()
+                os.set_blocking(inotify.fd, False)  # asyncinotify 4.4 means to, but sets O_CLOEXEC twice
                 asyncio.get_running_loop().add_reader(inotify.fd, self._on_events)
                 self._inotify = inotify
             return self._inotify.add_watch(
