@@ -6,12 +6,11 @@ No error message carries a session id, a key or a session's values.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from datetime import datetime
+from typing import NamedTuple
 
 
-@dataclass(frozen=True, slots=True)
-class Holder:
+class Holder(NamedTuple):
     """Who holds a lock: enough to find the line of code that keeps others waiting.
 
     Attributes:

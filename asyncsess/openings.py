@@ -52,10 +52,6 @@ class Policy:
     clock: Callable[[], float]
     openings: set[ExclusiveOpening] = field(default_factory=set)
 
-    def is_live(self, record: Record) -> bool:
-        """Tell whether a record has not expired."""
-        return not self.expiry.is_over(record.created_at, record.accessed_at, self.clock())
-
     def seal(self, data: bytes, key: str) -> bytes:
         """Return encoded values as the payload for a key.
 
@@ -67,16 +63,17 @@ class Policy:
             raise SessionTooLargeError(len(payload), self.max_size)
         return payload
 
-    def load(self, session: Session, record: Record, key: str) -> None:
-        """Make a session hold what a record holds."""
+    def load(self, session: Session, record: Record | None, key: str) -> bool:
+        """Make a session hold what a record holds; return False if there is none, or it has expired."""
+        if record is None:
+            return False
+        ends_at = self.expiry.ends_at(record.created_at, record.accessed_at)
+        if ends_at <= self.clock():
+            return False
         data = self.codec.unseal(record.payload, key)
         session.load(self.codec.decode(data), data)
-        self.date(session, record)
-
-    def date(self, session: Session, record: Record) -> None:
-        """Tell a session its version and times."""
-        ends_at = self.expiry.ends_at(record.created_at, record.accessed_at)
         session.dated(record.version, record.created_at, ends_at)
+        return True
 
 
 class ReadonlyOpening:
@@ -115,9 +112,8 @@ class ReadonlyOpening:
     async def refresh(self) -> None:
         policy = self._policy
         record = await policy.backend.read(self._key)
-        if record is None or not policy.is_live(record):
+        if record is None or not policy.load(self._session, record, self._key):
             raise SessionNotFoundError(_NOT_FOUND)
-        policy.load(self._session, record, self._key)
         now = policy.clock()
         if policy.expiry.is_touch_due(record.accessed_at, now):
             try:
@@ -213,9 +209,8 @@ class ExclusiveOpening:
             self._session.reset()
             return
         record = await self._policy.backend.read(self._key)
-        if record is None or not self._policy.is_live(record):
+        if not self._policy.load(self._session, record, self._key):
             raise SessionNotFoundError(_NOT_FOUND)
-        self._policy.load(self._session, record, self._key)
 
     async def destroy(self) -> None:
         if self._held is not None:
@@ -251,8 +246,7 @@ class ExclusiveOpening:
             record = held.record
             if record is None and self._create:
                 return
-            if record is not None and policy.is_live(record):
-                policy.load(self._session, record, self._key)
+            if policy.load(self._session, record, self._key):
                 return
             if record is not None:  # expired: a session that begins anew begins with nothing of it
                 await held.delete()
@@ -277,7 +271,8 @@ class ExclusiveOpening:
         record = self._held.record
         assert record is not None
         self._session.committed(data)
-        self._policy.date(self._session, record)
+        ends_at = self._policy.expiry.ends_at(record.created_at, record.accessed_at)
+        self._session.dated(record.version, record.created_at, ends_at)
 
     async def _release(self) -> None:
         if self._held is not None:

@@ -67,8 +67,11 @@ class Session(MutableMapping[str, Any]):
         self._id = session_id
         self._state = state
         self._codec = codec
-        self.load({}, None)
-        self.dated(0, math.nan, math.nan)
+        self._values: dict[str, Any] = {}
+        self._baseline: bytes | None = None
+        self._is_changed = self._is_exposed = False
+        self._version = 0
+        self._created_at = self._ends_at = math.nan
 
     # The mapping.
 

@@ -146,11 +146,11 @@ class SessionStore:
             DeadlockError: This task has it open; use `Session.destroy`.
             StoreError: The store failed.
         """
-        backend, holder = self._policy.backend, holder_at(*_caller())
-        async with backend.hold(key_of(session_id), timeout=self._lock_timeout, holder=holder) as held:
-            is_live = held.record is not None and self._policy.is_live(held.record)
+        policy, holder = self._policy, holder_at(*_caller())
+        async with policy.backend.hold(key_of(session_id), timeout=self._lock_timeout, holder=holder) as held:
+            record = held.record
             await held.delete()
-        return is_live
+        return record is not None and not policy.expiry.is_over(record.created_at, record.accessed_at, policy.clock())
 
     async def delete_expired(self) -> int:
         """Delete the sessions that have expired and are not open; return how many."""
@@ -194,9 +194,12 @@ class SessionStore:
                 await sweeper
         me, until = asyncio.current_task(), time.monotonic() + timeout
         # The blocks may belong to other event loops, so there is no event of this one to wait for.
-        while any(opening.task is not me for opening in self._policy.openings) and time.monotonic() < until:
+        while self._is_open_elsewhere(me) and time.monotonic() < until:  # noqa: ASYNC110
             await asyncio.sleep(0.005)
         await self._policy.backend.aclose()
+
+    def _is_open_elsewhere(self, me: asyncio.Task[Any] | None) -> bool:
+        return any(opening.task is not me for opening in self._policy.openings)
 
     async def _sweep(self, interval: float) -> None:
         """Delete expired sessions from time to time. Several processes need not do it all at once."""

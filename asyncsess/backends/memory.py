@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 from collections.abc import AsyncIterator
-from dataclasses import replace
 from datetime import UTC, datetime
 from types import TracebackType
 
@@ -50,7 +49,7 @@ class MemoryBackend:
         self._check_open()
         record = self._records.get(key)
         if record and record.accessed_at < now:
-            self._records[key] = replace(record, accessed_at=now)
+            self._records[key] = record._replace(accessed_at=now)
 
     async def delete_expired(self, expiry: Expiry, *, now: float) -> int:
         self._check_open()
@@ -135,7 +134,7 @@ class _MemoryHeld:
     async def release(self, *, now: float) -> None:
         before = self.record
         if self._turn and before and before.accessed_at < now:
-            self._records[self._key] = replace(before, accessed_at=now)
+            self._records[self._key] = before._replace(accessed_at=now)
         self._give_back()
 
     def _give_back(self) -> None:

@@ -62,7 +62,8 @@ class FileBackend:
         self._io.close()
 
     async def read(self, key: str) -> Record | None:
-        await self._files.ready()
+        if not self._directory.is_open:
+            await self._files.ready()
         try:
             return await self._io.run(self._files.read, key)
         except UnsettledError:

@@ -83,7 +83,8 @@ class FileHeld:
 
     async def __aenter__(self) -> FileHeld:
         started = time.monotonic()
-        await self._files.ready()
+        if not self._files.directory.is_open:
+            await self._files.ready()
         self._turn = await self._turns.take(self._key, timeout=self._timeout, holder=self._holder)
         self._files.holders.add(self)
         try:
@@ -185,7 +186,10 @@ class FileHeld:
     def _try_again(self) -> _Outcome:
         assert self._file is not None
         self._file.mark()
-        return self._take() if self._file.try_lock() else _Outcome.BUSY
+        if not self._file.try_lock():
+            return _Outcome.BUSY
+        self._file.look_again()
+        return self._take()
 
     def _take(self) -> _Outcome:
         """Check that the locked file is the session's, and read it. Without the check two could hold the session."""
@@ -194,9 +198,8 @@ class FileHeld:
         if not file.leads_here():
             self._close()
             return _Outcome.REPLACED
-        status = os.fstat(file.fd)
-        self._snapshot = decode(read_all(file.fd, status.st_size), self._key)
-        self._accessed_at = status.st_mtime
+        self._snapshot = decode(read_all(file.fd, file.status.st_size), self._key)
+        self._accessed_at = file.status.st_mtime
         file.write(layout.encode_holder(self._holder), layout.MARK_AT)
         return _Outcome.HELD
 

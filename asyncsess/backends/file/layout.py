@@ -7,7 +7,7 @@ little-endian.
     0    magic, format, length of the header, CRC-32 of these       fixed for every format to come
     16   size of a slot, created at, CRC-32 of all before
     64   mark: who else waits | holder: process, since, task and place     not covered by a checksum
-    512  slot A, slot B: version, length, CRC-32 of key, version, length and payload; payload
+    512  slot A, slot B: CRC-32 of the key and what follows, length, version, payload
 
 A slot size of zero makes a placeholder: the file of a session that has been opened and not committed yet.
 """
@@ -26,11 +26,12 @@ MARK_AT: Final = 64
 _MAGIC: Final = b"asyncses"
 _FORMAT: Final = 1
 _PREAMBLE = struct.Struct("<8sHHI")
-_STATIC = struct.Struct("<IdI")
+_HEADER = struct.Struct("<8sHHIIdI")
 _MARK = struct.Struct("<Q")
 _HOLDER = struct.Struct("<Id160s")
-_SLOT = struct.Struct("<QII")
-_CHECKED = struct.Struct("<QI")
+_SLOT = struct.Struct("<IIQ")
+_CHECKED = struct.Struct("<IQ")
+_SUM_LENGTH: Final = 4
 _SLACK: Final = 1.5
 _SHRINK: Final = 4
 
@@ -88,14 +89,15 @@ def file_size(slot_size: int) -> int:
 
 def encode_slot(key: str, version: int, payload: bytes) -> bytes:
     """Return the bytes to write at the beginning of a slot."""
-    return _SLOT.pack(version, len(payload), _checksum(key, version, payload)) + payload
+    checked = _CHECKED.pack(len(payload), version) + payload
+    return crc32(checked, crc32(key.encode())).to_bytes(_SUM_LENGTH, "little") + checked
 
 
 def encode_file(key: str, slot_size: int, created_at: float, version: int, payload: bytes) -> bytes:
     """Return a whole file with this version in its first slot; zeros after it, so that the disk has the room."""
-    preamble = _PREAMBLE.pack(_MAGIC, _FORMAT, SECTOR, crc32(_PREAMBLE.pack(_MAGIC, _FORMAT, SECTOR, 0)[:12]))
-    numbers = _STATIC.pack(slot_size, created_at, 0)[:12]
-    header = preamble + numbers + struct.pack("<I", crc32(preamble + numbers))
+    start = _PREAMBLE.pack(_MAGIC, _FORMAT, SECTOR, crc32(_PREAMBLE.pack(_MAGIC, _FORMAT, SECTOR, 0)[:12]))
+    start += struct.pack("<Id", slot_size, created_at)
+    header = start + struct.pack("<I", crc32(start))
     content = header.ljust(SECTOR, b"\0")
     if slot_size:
         content += encode_slot(key, version, payload)
@@ -115,12 +117,18 @@ def decode_file(data: bytes, key: str) -> Snapshot:
     slot_size, created_at = check_size(data, len(data))
     if not slot_size:
         return Snapshot(0, created_at, 0, b"", 1, True)
-    versions = [_SLOT.unpack_from(data, slot_offset(slot, slot_size))[0] for slot in (0, 1)]
-    newer = 1 if versions[1] > versions[0] else 0
-    for slot, is_settled in ((newer, True), (1 - newer, False)):
-        payload = _decode_slot(data, slot_offset(slot, slot_size), slot_size, key)
-        if payload is not None:
-            return Snapshot(slot_size, created_at, versions[slot], payload, slot, is_settled)
+    heads = _SLOT.unpack_from(data, SECTOR), _SLOT.unpack_from(data, SECTOR + slot_size)
+    newer = 1 if heads[1][2] > heads[0][2] else 0
+    for slot in (newer, 1 - newer):
+        checksum, length, version = heads[slot]
+        start = slot_offset(slot, slot_size)
+        end = start + _SLOT.size + length
+        if (
+            version
+            and length <= slot_size - _SLOT.size
+            and checksum == crc32(data[start + _SUM_LENGTH : end], crc32(key.encode()))
+        ):
+            return Snapshot(slot_size, created_at, version, data[start + _SLOT.size : end], slot, slot == newer)
     raise DamagedError("neither of its two slots is whole")
 
 
@@ -137,31 +145,17 @@ def check_size(header: bytes, size: int) -> tuple[int, float]:
     return slot_size, created_at
 
 
-def _decode_header(data: bytes) -> tuple[int, float]:
-    if len(data) < SECTOR:
-        raise DamagedError(f"it ends after {len(data)} bytes" if data else "it is empty")
-    magic, version, _, preamble_sum = _PREAMBLE.unpack_from(data)
-    if magic != _MAGIC or crc32(data[:12]) != preamble_sum:
+def _decode_header(header: bytes) -> tuple[int, float]:
+    if len(header) < SECTOR:
+        raise DamagedError(f"it ends after {len(header)} bytes" if header else "it is empty")
+    magic, version, _, start_sum, slot_size, created_at, header_sum = _HEADER.unpack_from(header)
+    if magic != _MAGIC or crc32(header[:12]) != start_sum:
         raise DamagedError("its header is damaged")
     if version > _FORMAT:
         raise NewerFormatError(f"it has format {version}, and this asyncsess reads up to {_FORMAT}")
-    slot_size, created_at, static_sum = _STATIC.unpack_from(data, _PREAMBLE.size)
-    if crc32(data[:28]) != static_sum:
+    if crc32(header[:28]) != header_sum:
         raise DamagedError("its header is damaged")
     return slot_size, created_at
-
-
-def _decode_slot(data: bytes, offset: int, slot_size: int, key: str) -> bytes | None:
-    version, length, checksum = _SLOT.unpack_from(data, offset)
-    start = offset + _SLOT.size
-    if not version or length > slot_size - _SLOT.size:
-        return None
-    payload = data[start : start + length]
-    return payload if _checksum(key, version, payload) == checksum else None
-
-
-def _checksum(key: str, version: int, payload: bytes) -> int:
-    return crc32(payload, crc32(_CHECKED.pack(version, len(payload)), crc32(key.encode())))
 
 
 def encode_mark(process: int) -> bytes:

@@ -41,12 +41,17 @@ _process = _Process()
 class FileLock:
     """A file by its name below a directory, open for writing, and perhaps locked.
 
+    Attributes:
+        name: The name.
+        fd: The descriptor, -1 once it is closed.
+        status: What the system said of the file when it was opened.
+
     Raises:
         StoreError: What lies under that name is no regular file of this user's with one name.
         OSError: It can't be opened.
     """
 
-    __slots__ = ("_is_locked", "_owner", "_root_fd", "_status", "fd", "name")
+    __slots__ = ("_is_locked", "_owner", "_root_fd", "fd", "name", "status")
 
     def __init__(self, name: str, root_fd: int, extra_flags: int = 0) -> None:
         self.name = name
@@ -57,8 +62,8 @@ class FileLock:
         self.fd = open_file(name, os.O_RDWR | extra_flags, root_fd)
         _process.descriptors.add(self.fd)
         try:
-            self._status = os.fstat(self.fd)
-            refuse_foreign(self._status)
+            self.status = os.fstat(self.fd)
+            refuse_foreign(self.status)
         except BaseException:
             self.close()
             raise
@@ -91,7 +96,11 @@ class FileLock:
             named = os.stat(self.name, dir_fd=self._root_fd, follow_symlinks=False)
         except FileNotFoundError:
             return False
-        return os.path.samestat(named, self._status)
+        return os.path.samestat(named, self.status)
+
+    def look_again(self) -> None:
+        """Note the file's status as of now."""
+        self.status = os.fstat(self.fd)
 
     def write(self, data: bytes, offset: int) -> None:
         """Write all of the data, in several calls if the system takes only a part.

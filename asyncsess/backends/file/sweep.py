@@ -85,18 +85,17 @@ class Sweep:
             logger.warning("a session file could not be swept, and was left alone: %s", reason)
 
     def _delete_if_over(self, file: FileLock, key: str) -> None:
-        status = os.fstat(file.fd)
         with closing(self._files.open_shard(key[:2])) as shard:
             if not shard.try_lock():
                 return  # somebody makes or moves a file here: the next sweep finds this one again
             try:
-                snapshot = decode(read_all(file.fd, status.st_size), key)
+                snapshot = decode(read_all(file.fd, file.status.st_size), key)
             except DamagedError as error:
                 self._files.quarantine(file, key, error)
                 return
             if not snapshot.version:
                 self._files.delete(file, key)
-            elif self._expiry.is_over(snapshot.created_at, status.st_mtime, self._now):
+            elif self._expiry.is_over(snapshot.created_at, file.status.st_mtime, self._now):
                 self._files.delete(file, key)
                 self.deleted += 1
 
