@@ -14,7 +14,7 @@ from datetime import timedelta
 from types import TracebackType
 from typing import Any, Final, Self
 
-from asyncsess.backends.base import Backend, BackendStatistics
+from asyncsess.backends.base import Backend, BackendStatistics, Record
 from asyncsess.codec import Codec, MsgpackCodec
 from asyncsess.errors import SessionError
 from asyncsess.expiry import Expiry, seconds
@@ -146,11 +146,11 @@ class SessionStore:
             DeadlockError: This task has it open; use `Session.destroy`.
             StoreError: The store failed.
         """
-        policy, holder = self._policy, holder_at(*_caller())
-        async with policy.backend.hold(key_of(session_id), timeout=self._lock_timeout, holder=holder) as held:
+        holder = holder_at(*_caller())
+        async with self.backend.hold(key_of(session_id), timeout=self._lock_timeout, holder=holder) as held:
             record = held.record
             await held.delete()
-        return record is not None and not policy.expiry.is_over(record.created_at, record.accessed_at, policy.clock())
+        return record is not None and not self.has_expired(record)
 
     async def delete_expired(self) -> int:
         """Delete the sessions that have expired and are not open; return how many."""
@@ -158,6 +158,15 @@ class SessionStore:
         deleted = await policy.backend.delete_expired(policy.expiry, now=policy.clock())
         self._swept += deleted
         return deleted
+
+    @property
+    def backend(self) -> Backend:
+        """Where the sessions are kept."""
+        return self._policy.backend
+
+    def has_expired(self, record: Record) -> bool:
+        """Tell whether a record is that of an expired session."""
+        return self._policy.expiry.is_over(record.created_at, record.accessed_at, self._policy.clock())
 
     def keys(self) -> AsyncIterator[str]:
         """Yield the keys of all sessions, also of those that expired since the last sweep.

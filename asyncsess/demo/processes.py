@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import sys
 from asyncio.subprocess import PIPE, Process
-from collections.abc import AsyncIterator
+from collections.abc import AsyncGenerator
 from contextlib import AsyncExitStack, asynccontextmanager, suppress
 from pathlib import Path
 from typing import Final
@@ -19,7 +19,7 @@ class ServerError(Exception):
 
 
 @asynccontextmanager
-async def server_processes(count: int, directory: Path) -> AsyncIterator[list[str]]:
+async def server_processes(count: int, directory: Path) -> AsyncGenerator[list[str], None]:
     """Run servers on one directory for the block of an ``async with``; yield their URLs.
 
     Raises:
@@ -31,12 +31,12 @@ async def server_processes(count: int, directory: Path) -> AsyncIterator[list[st
 
 
 @asynccontextmanager
-async def _process(directory: Path) -> AsyncIterator[Process]:
+async def _process(directory: Path) -> AsyncGenerator[Process, None]:
     process = await asyncio.create_subprocess_exec(
         *(sys.executable, "-m", "asyncsess.demo.server", str(directory)),
         stdin=PIPE,  # it ends when this does, even if nobody is left to end it
         stdout=PIPE,
-        process_group=0,  # Ctrl-C is for the demo, which then ends its servers
+        start_new_session=True,  # Ctrl-C is for the demo, which then ends its servers
     )
     try:
         yield process

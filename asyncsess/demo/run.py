@@ -32,7 +32,7 @@ async def measure(requests: int, screen: Screen) -> list[Row]:
     Raises:
         ServerError: They did not get ready.
     """
-    rows = []
+    rows: list[Row] = []
     with tempfile.TemporaryDirectory(prefix="asyncsess-demo-") as directory:
         async with server_processes(2, Path(directory)) as servers, _http() as http:
             screen.say(f"Two servers, {' and '.join(servers)}, share one session directory.")

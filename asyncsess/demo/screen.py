@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Sequence
 from contextlib import contextmanager
 from typing import Final
 
@@ -42,7 +42,7 @@ class Screen:
         self._output.file.flush()
 
     @contextmanager
-    def progress(self) -> Iterator[Bars]:
+    def progress(self) -> Generator[Bars, None, None]:
         """Yield bars that are shown for the block of a ``with``."""
         columns = (TextColumn("{task.description}"), BarColumn(), TextColumn("{task.completed} requests"))
         with Progress(*columns, console=self._output, disable=not self._output.is_terminal) as progress:
@@ -75,7 +75,7 @@ class Bars:
         self._progress = progress
 
     @contextmanager
-    def bar(self, way: type[Way], total: int | None) -> Iterator[Callable[[], None]]:
+    def bar(self, way: type[Way], total: int | None) -> Generator[Callable[[], None], None, None]:
         """Show a bar for a way; yield what moves it by one request.
 
         Args:

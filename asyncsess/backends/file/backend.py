@@ -99,7 +99,7 @@ class FileBackend:
     def statistics(self) -> BackendStatistics:
         return BackendStatistics(
             holding=self._turns.holding,
-            waiting=self._turns.waiting,
+            waiting=self._turns.waiting + self._files.waiting,
             corrupt=self._files.corrupt,
             io_switches=self._io.switches,
         )

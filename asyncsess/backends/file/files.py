@@ -7,8 +7,8 @@ import errno
 import logging
 import os
 import time
-from collections.abc import AsyncIterator, Callable
-from contextlib import asynccontextmanager, closing, suppress
+from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import asynccontextmanager, closing, contextmanager
 from typing import Final, ParamSpec, Protocol, TypeVar
 
 from asyncsess.backends.base import Record
@@ -23,7 +23,7 @@ from asyncsess.backends.file.directory import (
 )
 from asyncsess.backends.file.io import IO
 from asyncsess.backends.file.layout import DamagedError, NewerFormatError, Snapshot
-from asyncsess.backends.file.lock import DirectoryLock, FileLock, open_file, refuse_foreign, set_accessed
+from asyncsess.backends.file.lock import DirectoryLock, FileLock, NewFile, open_file, refuse_foreign, set_accessed
 from asyncsess.errors import CommitUnknownError, LockLostError, LockTimeoutError, StoreError
 
 P = ParamSpec("P")
@@ -62,7 +62,17 @@ class Files:
         self.io = io
         self.is_durable = is_durable
         self.corrupt = 0
+        self.waiting = 0
         self.holders: set[SupportsLose] = set()
+
+    @contextmanager
+    def waiter(self) -> Iterator[None]:
+        """Count who waits for a lock of another process."""
+        self.waiting += 1
+        try:
+            yield
+        finally:
+            self.waiting -= 1
 
     async def ready(self) -> None:
         """Open the directory on first use."""
@@ -134,30 +144,24 @@ class Files:
             make_directory(shard, self.directory.fd)
             return DirectoryLock(shard, self.directory.fd)
 
-    def make(self, content: bytes, accessed_at: float) -> FileLock:
+    def make(self, content: bytes, accessed_at: float) -> NewFile:
         """Write a new file, locked, that has no session's name yet. Blocks."""
         try:
-            file = FileLock.make(temporary_name(), self.directory.fd)
+            file = NewFile(temporary_name(), self.directory.fd)
         except FileNotFoundError:
             self.directory.restore()
-            file = FileLock.make(temporary_name(), self.directory.fd)
+            file = NewFile(temporary_name(), self.directory.fd)
         try:
             file.write(content, 0)
             set_accessed(file.fd, accessed_at)
             if self.is_durable:
                 os.fdatasync(file.fd)
         except BaseException:
-            self.discard(file)
+            file.close()
             raise
         return file
 
-    def discard(self, file: FileLock) -> None:
-        """Remove a file that `make` made and that got no session's name. Blocks."""
-        file.close()
-        with suppress(FileNotFoundError):  # the directory was deleted
-            os.unlink(file.name, dir_fd=self.directory.fd)
-
-    def publish(self, new: FileLock, key: str, old: FileLock | None) -> None:
+    def publish(self, new: NewFile, key: str, old: FileLock | None) -> None:
         """Give a file that `make` made the name of a session; within `naming`. Blocks.
 
         Args:

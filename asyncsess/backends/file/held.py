@@ -15,7 +15,7 @@ from asyncsess.backends.file import layout
 from asyncsess.backends.file.directory import name_of
 from asyncsess.backends.file.files import Files, decode, read_all, record_of
 from asyncsess.backends.file.layout import DamagedError, Snapshot
-from asyncsess.backends.file.lock import FileLock, set_accessed
+from asyncsess.backends.file.lock import FileLock, NewFile, set_accessed
 from asyncsess.backends.file.wakeup import running_bells
 from asyncsess.backends.turns import Turn, Turns
 from asyncsess.errors import (
@@ -149,7 +149,7 @@ class FileHeld:
     async def _wait(self, started: float, outcome: _Outcome) -> _Outcome:
         """Wait for the file's lock: watch first, then try, then sleep, or a release in between is missed."""
         assert self._file is not None
-        with running_bells().watch(self._file.fd) as bell:
+        with self._files.waiter(), running_bells().watch(self._file.fd) as bell:
             if outcome is _Outcome.OTHERS_WAIT:
                 await bell.wait(_POLITE)
             pauses = bell.pauses()
@@ -256,9 +256,9 @@ class FileHeld:
                 await self._files.write(self._exchange, new)
         finally:
             if self._file is not new:
-                self._files.discard(new)
+                new.close()
 
-    def _exchange(self, new: FileLock) -> None:
+    def _exchange(self, new: NewFile) -> None:
         old = self._file
         try:
             self._files.publish(new, self._key, old)

@@ -10,10 +10,11 @@ import os
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from typing import Final, Literal, ParamSpec, TypeVar
+from typing import Any, Final, Literal, ParamSpec, TypeVar
 
 import anyio
 
+from asyncsess.backends.file.lock import FileLock
 from asyncsess.errors import StoreError
 
 P = ParamSpec("P")
@@ -114,12 +115,13 @@ def as_store_error(error: OSError) -> StoreError:
     return StoreError(f"the session directory could not be used: {error.strerror or error}")
 
 
-async def _settle(future: asyncio.Future[T]) -> None:
+async def _settle(future: asyncio.Future[Any]) -> None:
     with anyio.CancelScope(shield=True):  # else anyio repeats its cancellation at each turn of the loop
         while not future.done():
             try:
                 await asyncio.wait([future])
             except asyncio.CancelledError:
                 continue
-    if not future.cancelled():
-        future.exception()  # retrieved: the cancellation is what the caller sees
+    # The cancellation is what the caller sees: an error is retrieved and dropped, a file is closed.
+    if not future.cancelled() and future.exception() is None and isinstance(future.result(), FileLock):
+        future.result().close()

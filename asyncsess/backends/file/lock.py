@@ -11,6 +11,7 @@ import errno
 import os
 import secrets
 import stat
+from contextlib import suppress
 from typing import Final
 
 from portalocker.constants import LockFlags
@@ -68,16 +69,14 @@ class FileLock:
             self.close()
             raise
 
-    @classmethod
-    def make(cls, name: str, root_fd: int) -> FileLock:
-        """Make a new file and lock it; nobody else has it, so the lock is free."""
-        lock = cls(name, root_fd, os.O_CREAT | os.O_EXCL)
-        lock.try_lock()
-        return lock
-
     def __repr__(self) -> str:
         state = "closed" if self.fd < 0 else "locked" if self._is_locked else "open"
         return f"<{type(self).__name__} {state}>"
+
+    @property
+    def is_ours(self) -> bool:
+        """Whether the descriptor is open, and was opened by this process."""
+        return self.fd >= 0 and self._owner is _process
 
     def try_lock(self) -> bool:
         """Lock the file, or return False if another descriptor has the lock."""
@@ -108,7 +107,7 @@ class FileLock:
         Raises:
             LockLostError: The lock was the parent's of this forked process.
         """
-        if self.fd < 0 or self._owner is not _process:
+        if not self.is_ours:
             raise LockLostError("this lock is closed, or belongs to the process that this one was forked from")
         written = os.pwrite(self.fd, data, offset)
         while written < len(data):
@@ -136,9 +135,9 @@ class FileLock:
         Args:
             accessed_at: The time of last use to leave behind; None leaves it as it is.
         """
-        fd, self.fd = self.fd, -1
-        if fd < 0 or self._owner is not _process:
+        if not self.is_ours:
             return
+        fd, self.fd = self.fd, -1
         _process.descriptors.discard(fd)
         try:
             if self._is_locked:
@@ -150,6 +149,27 @@ class FileLock:
 
     def __del__(self) -> None:
         self.close()
+
+
+class NewFile(FileLock):
+    """A file that is being made; it goes when it is closed, unless it has got a session's name by then.
+
+    Nobody else knows it, so its lock is free.
+    """
+
+    __slots__ = ("_first_name",)
+
+    def __init__(self, name: str, root_fd: int) -> None:
+        self._first_name = name
+        super().__init__(name, root_fd, os.O_CREAT | os.O_EXCL)
+        self.try_lock()
+
+    def close(self, accessed_at: float | None = None) -> None:
+        """Unlock and close the file, and delete it if it has no session's name."""
+        if self.is_ours and self.name == self._first_name:
+            with suppress(FileNotFoundError):  # its directory was deleted
+                os.unlink(self.name, dir_fd=self._root_fd)
+        super().close(accessed_at)
 
 
 class DirectoryLock(FileLock):

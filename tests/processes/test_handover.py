@@ -1,0 +1,116 @@
+"""The lock passes from process to process, whatever becomes of its holder."""
+
+import asyncio
+import os
+import signal
+from collections.abc import Callable
+
+import pytest
+
+from asyncsess import FileStore, LockTimeoutError
+from tests.processes.conftest import Worker
+
+
+@pytest.mark.parametrize("ending", [signal.SIGKILL, signal.SIGTERM, signal.SIGINT])
+async def test_the_end_of_a_holder_frees_the_lock_for_a_waiter_and_rolls_back(
+    shared: FileStore, start: Callable[..., Worker], ending: signal.Signals
+) -> None:
+    session_id = await shared.create({"by": "me"})
+    holder = start("hold", session_id)
+    assert holder.says() == "holding"
+
+    async def wait() -> object:
+        async with shared.open(session_id) as session:
+            return session["by"]
+
+    waiter = asyncio.create_task(wait())
+    while not shared.statistics().waiting:
+        await asyncio.sleep(0)
+    holder.send_signal(ending)
+    assert await waiter == "me"
+    assert holder.wait() != 0
+
+
+async def test_a_stopped_holder_is_named_and_its_commit_is_right_when_it_goes_on(
+    shared: FileStore, start: Callable[..., Worker]
+) -> None:
+    session_id = await shared.create({"by": "me"})
+    holder = start("hold", session_id)
+    assert holder.says() == "holding"
+    holder.send_signal(signal.SIGSTOP)
+    with pytest.raises(LockTimeoutError) as caught:
+        async with shared.open(session_id, timeout=0.1):
+            pass
+    assert caught.value.holder is not None
+    assert caught.value.holder.pid == holder.pid
+    assert "worker.py:" in caught.value.holder.where
+    assert caught.value.waited >= 0.1
+    assert str(holder.pid) in str(caught.value)
+    holder.send_signal(signal.SIGCONT)
+    holder.tell()
+    assert holder.says() == "done"
+    async with shared.open(session_id) as session:
+        assert session["by"] == holder.pid
+
+
+async def test_a_waiter_that_is_killed_changes_nothing_for_the_others(
+    shared: FileStore, start: Callable[..., Worker]
+) -> None:
+    session_id = await shared.create({"by": "me"})
+    async with shared.open(session_id) as session:
+        waiters = [start("wait", session_id) for _ in range(3)]
+        for waiter in waiters:
+            assert waiter.says() == "waiting"
+        waiters[0].kill()
+        session["by"] = "still me"
+    assert [waiter.says() for waiter in waiters[1:]] == ["done", "done"]
+    async with shared.open(session_id) as session:
+        assert session["by"] in [waiter.pid for waiter in waiters[1:]]
+
+
+@pytest.mark.parametrize("ending", [signal.SIGTERM, signal.SIGINT])
+async def test_a_program_that_waits_can_be_ended(
+    shared: FileStore, start: Callable[..., Worker], ending: signal.Signals
+) -> None:
+    session_id = await shared.create({"by": "me"})
+    async with shared.open(session_id):
+        waiter = start("wait", session_id)
+        assert waiter.says() == "waiting"
+        waiter.send_signal(ending)
+        assert await asyncio.to_thread(waiter.wait) != 0
+
+
+async def test_a_child_process_that_was_started_meanwhile_does_not_keep_the_lock(
+    shared: FileStore, start: Callable[..., Worker]
+) -> None:
+    session_id = await shared.create({})
+    holder = start("hold_with_child", session_id)
+    word, child = holder.says().split()
+    assert word == "holding"
+    try:
+        links = [os.readlink(f"/proc/{child}/fd/{fd}") for fd in os.listdir(f"/proc/{child}/fd")]
+        assert not any("sessions" in link for link in links)
+        holder.kill()
+        async with shared.open(session_id, timeout=5):
+            pass
+    finally:
+        os.kill(int(child), signal.SIGKILL)
+
+
+async def test_a_forked_child_does_not_keep_the_lock_of_its_killed_parent(
+    shared: FileStore, start: Callable[..., Worker]
+) -> None:
+    session_id = await shared.create({})
+    holder = start("hold_and_fork", session_id)
+    word, child = holder.says().split()
+    assert word == "holding"
+    try:
+        with pytest.raises(LockTimeoutError):
+            async with shared.open(session_id, timeout=0.05):
+                pass
+        holder.kill()
+        os.kill(int(child), 0)  # it lives
+        async with shared.open(session_id, timeout=5):
+            pass
+    finally:
+        os.kill(int(child), signal.SIGKILL)
