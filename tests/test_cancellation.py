@@ -242,7 +242,8 @@ async def look_at_the_data(store: FileStore, session_id: str, scene: Scene, is_c
     try:
         async with store.open(session_id, timeout=1) as session:
             assert (session["n"], session["list"]) in ((0, []), (1, []), (1, [1]))
-            assert is_cancelled or session["n"] == (1 if scene in (change, grow, save_then_change, release_early) else 0)
+            changed = scene in (change, grow, save_then_change, release_early)
+            assert is_cancelled or session["n"] == (1 if changed else 0)
     except SessionNotFoundError:
         assert scene in (destroy, regenerate)
     async with store.open("job-1", create=True, timeout=1), store.open("job-2", create=True, timeout=1):

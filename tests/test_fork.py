@@ -59,7 +59,11 @@ async def test_what_a_child_does_to_an_inherited_session_is_refused(tmp_path: Pa
         def commit() -> int:
             with pytest.raises(LockLostError):
                 asyncio.run(session.save())
+            asyncio.run(roll_back())
             return 3
+
+        async def roll_back() -> None:
+            await opening.__aexit__(ValueError, ValueError(), None)
 
         assert in_child(commit) == 3
         await opening.__aexit__(None, None, None)
@@ -87,6 +91,26 @@ async def test_a_child_can_use_the_store_of_its_parent(tmp_path: Path, io) -> No
             assert in_child(use) == 4
         async with store.open(session_id) as session:
             assert session["n"] == 2
+
+
+async def test_a_child_can_open_what_its_parent_held_at_the_fork_once_it_is_free(tmp_path: Path) -> None:
+    reading, writing = os.pipe()
+    async with FileStore(tmp_path) as store:
+        session_id = await store.create({"n": 0})
+        async with store.open(session_id):
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore", DeprecationWarning)
+                child = os.fork()
+            if not child:
+                os.read(reading, 1)
+                asyncio.run(increment(store, session_id))
+                os._exit(5)
+        os.write(writing, b"!")
+        assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 5
+        async with store.open(session_id, readonly=True) as session:
+            assert session["n"] == 1
+    os.close(reading)
+    os.close(writing)
 
 
 async def test_waiters_of_the_parent_are_served_after_a_fork(tmp_path: Path) -> None:

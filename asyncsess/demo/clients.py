@@ -123,7 +123,7 @@ class Browser:
                 if has_begun:
                     has_begun.set()
                 await response.read()
-        except aiohttp.ClientError:
+        except (aiohttp.ClientError, TimeoutError):
             return False
         finally:
             self._on_answer()

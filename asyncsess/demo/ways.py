@@ -62,7 +62,7 @@ class NoLocking(Way):
 
     name = "no-locking"
     title = "no locking"
-    story = "Each request loads the session, works, and writes all of it back, as most asyncio libraries do."
+    story = "Each request loads the session, works, and writes all of it back, as asyncio session libraries do."
     is_safe = False
 
     async def start(self) -> str:

@@ -7,7 +7,7 @@ import errno
 import logging
 import os
 import time
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import AsyncGenerator, Callable, Generator
 from contextlib import asynccontextmanager, closing, contextmanager
 from typing import Final, ParamSpec, Protocol, TypeVar
 
@@ -66,7 +66,7 @@ class Files:
         self.holders: set[SupportsLose] = set()
 
     @contextmanager
-    def waiter(self) -> Iterator[None]:
+    def waiter(self) -> Generator[None]:
         """Count who waits for a lock of another process."""
         self.waiting += 1
         try:
@@ -123,7 +123,7 @@ class Files:
             return
 
     @asynccontextmanager
-    async def naming(self, key: str) -> AsyncIterator[None]:
+    async def naming(self, key: str) -> AsyncGenerator[None]:
         """Hold the right to change which file a key's name leads to."""
         started = time.monotonic()
         lock = await self.io.run(self.open_shard, key[:2])

@@ -10,18 +10,17 @@ import asyncio
 import errno
 import os
 import random
+import sys
 import threading
 import weakref
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from contextlib import contextmanager
 from itertools import repeat
 from pathlib import Path
 from typing import Final
 
-try:
+if sys.platform == "linux":
     from asyncinotify import Inotify, Mask, Watch
-except ImportError:  # not on Linux: timers only
-    Inotify = None  # type: ignore[assignment, misc]
 
 # The kernel raises the event of a killed holder a moment before it drops its lock: look again soon after an event.
 _AFTER_AN_EVENT: Final = (0.001, 0.005)
@@ -83,7 +82,7 @@ class Bells:
         self._watched: dict[Watch, set[Bell]] = {}
 
     @contextmanager
-    def watch(self, fd: int) -> Iterator[Bell]:
+    def watch(self, fd: int) -> Generator[Bell]:
         """Ring while this open file is closed, unlocked, replaced or deleted by anyone."""
         watch = self._add(fd)
         bell = Bell(has_events=watch is not None)
@@ -106,7 +105,7 @@ class Bells:
 
     def _add(self, fd: int) -> Watch | None:
         """Watch the very file that is open, whatever its name leads to; None if the system's limits are reached."""
-        if Inotify is None:
+        if sys.platform != "linux":
             return None
         try:
             if self._inotify is None:
