@@ -8,7 +8,7 @@ import logging
 import os
 import time
 from collections.abc import AsyncGenerator, Callable, Generator
-from contextlib import asynccontextmanager, closing, contextmanager
+from contextlib import asynccontextmanager, closing, contextmanager, suppress
 from typing import Final, ParamSpec, Protocol, TypeVar
 
 from asyncsess.backends.base import Record
@@ -23,7 +23,7 @@ from asyncsess.backends.file.directory import (
 )
 from asyncsess.backends.file.io import IO
 from asyncsess.backends.file.layout import DamagedError, NewerFormatError, Snapshot
-from asyncsess.backends.file.lock import DirectoryLock, FileLock, NewFile, open_file, refuse_foreign, set_accessed
+from asyncsess.backends.file.lock import DirectoryLock, FileLock, NewFile, open_file, refuse_foreign
 from asyncsess.errors import CommitUnknownError, LockLostError, LockTimeoutError, StoreError
 
 P = ParamSpec("P")
@@ -105,7 +105,7 @@ class Files:
                 data = read_all(fd, status.st_size)
                 snapshot = decode(data, key)
                 if snapshot.is_settled or data == before:
-                    return record_of(snapshot, status.st_mtime)
+                    return record_of(snapshot)
                 before = data
         except DamagedError as error:
             raise UnsettledError from error
@@ -115,12 +115,11 @@ class Files:
 
     def touch(self, key: str, now: float) -> None:
         """Set the time of last use, never backwards. Blocks."""
-        try:
-            status = os.stat(name_of(key), dir_fd=self.directory.fd, follow_symlinks=False)
-            if status.st_mtime < now:
-                set_accessed(name_of(key), now, self.directory.fd)
-        except FileNotFoundError:
+        record = self.read(key)
+        if record is None or record.accessed_at >= now:
             return
+        with suppress(FileNotFoundError), closing(FileLock(name_of(key), self.directory.fd)) as file:
+            file.touch(now)
 
     @asynccontextmanager
     async def naming(self, key: str) -> AsyncGenerator[None]:
@@ -144,7 +143,7 @@ class Files:
             make_directory(shard, self.directory.fd)
             return DirectoryLock(shard, self.directory.fd)
 
-    def make(self, content: bytes, accessed_at: float) -> NewFile:
+    def make(self, content: bytes) -> NewFile:
         """Write a new file, locked, that has no session's name yet. Blocks."""
         try:
             file = NewFile(temporary_name(), self.directory.fd)
@@ -153,7 +152,6 @@ class Files:
             file = NewFile(temporary_name(), self.directory.fd)
         try:
             file.write(content, 0)
-            set_accessed(file.fd, accessed_at)
             if self.is_durable:
                 os.fdatasync(file.fd)
         except BaseException:
@@ -243,11 +241,11 @@ def decode(data: bytes, key: str) -> Snapshot:
         raise StoreError(f"a newer asyncsess wrote this session: {error}; upgrade asyncsess here") from error
 
 
-def record_of(snapshot: Snapshot, accessed_at: float) -> Record | None:
+def record_of(snapshot: Snapshot) -> Record | None:
     """Return the record in a file; None for a placeholder."""
     if not snapshot.version:
         return None
-    return Record(snapshot.payload, snapshot.version, snapshot.created_at, accessed_at)
+    return Record(snapshot.payload, snapshot.version, snapshot.created_at, snapshot.accessed_at)
 
 
 def exists(name: str, root_fd: int) -> bool:

@@ -15,7 +15,7 @@ from asyncsess.backends.file import layout
 from asyncsess.backends.file.directory import name_of
 from asyncsess.backends.file.files import Files, decode, read_all, record_of
 from asyncsess.backends.file.layout import DamagedError, Snapshot
-from asyncsess.backends.file.lock import FileLock, NewFile, set_accessed
+from asyncsess.backends.file.lock import FileLock, NewFile
 from asyncsess.backends.file.wakeup import running_bells
 from asyncsess.backends.turns import Turn, Turns
 from asyncsess.errors import (
@@ -29,6 +29,7 @@ from asyncsess.errors import (
 
 # How long to stand back for a process that said it waits; it is woken at once, if it still lives.
 _POLITE: Final = 0.005
+_SAME_TIME: Final = 0.1
 
 
 class _Outcome(Enum):
@@ -75,7 +76,6 @@ class FileHeld:
         self._turn: Turn | None = None
         self._file: FileLock | None = None
         self._snapshot: Snapshot | None = None
-        self._accessed_at = 0.0
         self._is_doubtful = False
 
     def __repr__(self) -> str:
@@ -110,7 +110,7 @@ class FileHeld:
     def record(self) -> Record | None:
         if self._snapshot is None:
             return None
-        return record_of(self._snapshot, self._accessed_at)
+        return record_of(self._snapshot)
 
     async def commit(self, payload: bytes, *, now: float) -> Record:
         if self._turn is None or not self._turns.is_current(self._turn):
@@ -132,6 +132,9 @@ class FileHeld:
         self.lose()
 
     async def release(self, *, now: float) -> None:
+        if self._file and self._snapshot and self._snapshot.version:
+            if now - self._snapshot.accessed_at > _SAME_TIME:  # else the commit has noted it
+                self._file.touch(now)
         self.lose(now)
 
     async def _acquire(self, started: float) -> None:
@@ -199,15 +202,14 @@ class FileHeld:
             self._close()
             return _Outcome.REPLACED
         self._snapshot = decode(read_all(file.fd, file.status.st_size), self._key)
-        self._accessed_at = file.status.st_mtime
         file.write(layout.encode_holder(self._holder), layout.MARK_AT)
         return _Outcome.HELD
 
     async def _place(self) -> bool:
         """Lock a session that does not exist, by a placeholder; return False if another came first."""
-        content = layout.encode_file(self._key, 0, 0.0, 0, b"")
+        content = layout.encode_file(self._key, 0, 0.0, 0, 0.0, b"")
         try:
-            await self._publish(content, self._holder.since.timestamp())
+            await self._publish(content)
         except StoreError as error:
             if isinstance(error.__cause__, FileExistsError):
                 return False
@@ -222,7 +224,7 @@ class FileHeld:
         assert file is not None
         assert before is not None
         slot, version = 1 - before.slot, before.version + 1
-        data = layout.encode_slot(self._key, version, payload)
+        data = layout.encode_slot(self._key, version, now, payload)
         file.write(data, layout.slot_offset(slot, before.slot_size))
         if self._files.is_durable:
             try:
@@ -233,9 +235,7 @@ class FileHeld:
                 raise CommitUnknownError(f"the commit may not have reached the disk: {error}") from error
         if not file.leads_here():
             raise LockLostError("the session's file was replaced or deleted; nothing was stored")
-        set_accessed(file.fd, now)
-        self._snapshot = before._replace(version=version, payload=payload, slot=slot, is_settled=True)
-        self._accessed_at = now
+        self._snapshot = before._replace(accessed_at=now, version=version, payload=payload, slot=slot)
 
     async def _replace(self, payload: bytes, now: float) -> None:
         """Store the next version, or the first, in a new file."""
@@ -244,13 +244,13 @@ class FileHeld:
             created_at, version = before.created_at, before.version + 1
         else:
             created_at, version = now, 1
-        content = layout.encode_file(self._key, layout.slot_size_for(len(payload)), created_at, version, payload)
-        await self._publish(content, now)
+        slot_size = layout.slot_size_for(len(payload))
+        content = layout.encode_file(self._key, slot_size, created_at, version, now, payload)
+        await self._publish(content)
         self._snapshot = layout.decode_file(content, self._key)
-        self._accessed_at = now
 
-    async def _publish(self, content: bytes, now: float) -> None:
-        new = await self._files.write(self._files.make, content, now)
+    async def _publish(self, content: bytes) -> None:
+        new = await self._files.write(self._files.make, content)
         try:
             async with self._files.naming(self._key):
                 await self._files.write(self._exchange, new)

@@ -6,8 +6,9 @@ little-endian.
 
     0    magic, format, length of the header, CRC-32 of these       fixed for every format to come
     16   size of a slot, created at, CRC-32 of all before
+    32   read at (since the last commit), CRC-32 of it
     64   mark: who else waits | holder: process, since, task and place     not covered by a checksum
-    512  slot A, slot B: CRC-32 of the key and what follows, length, version, payload
+    512  slot A, slot B: CRC-32 of the key and what follows, length, version, committed at, payload
 
 A slot size of zero makes a placeholder: the file of a session that has been opened and not committed yet.
 """
@@ -22,6 +23,7 @@ from zlib import crc32
 from asyncsess.errors import Holder
 
 SECTOR: Final = 512
+TOUCHED_AT: Final = 32
 MARK_AT: Final = 64
 _MAGIC: Final = b"asyncses"
 _FORMAT: Final = 1
@@ -29,8 +31,9 @@ _PREAMBLE = struct.Struct("<8sHHI")
 _HEADER = struct.Struct("<8sHHIIdI")
 _MARK = struct.Struct("<Q")
 _HOLDER = struct.Struct("<Id160s")
-_SLOT = struct.Struct("<IIQ")
-_CHECKED = struct.Struct("<IQ")
+_SLOT = struct.Struct("<IIQd")
+_CHECKED = struct.Struct("<IQd")
+_TOUCH = struct.Struct("<dI")
 _SUM_LENGTH: Final = 4
 _SLACK: Final = 1.5
 _SHRINK: Final = 4
@@ -50,6 +53,7 @@ class Snapshot(NamedTuple):
     Attributes:
         slot_size: Bytes of one slot; 0 for a placeholder.
         created_at: When the session was created.
+        accessed_at: When it was last committed or touched.
         version: The newest whole version; 0 for a placeholder.
         payload: Its payload.
         slot: The slot it lies in, 0 or 1.
@@ -59,6 +63,7 @@ class Snapshot(NamedTuple):
 
     slot_size: int
     created_at: float
+    accessed_at: float
     version: int
     payload: bytes
     slot: int
@@ -87,20 +92,22 @@ def file_size(slot_size: int) -> int:
     return slot_offset(2, slot_size)
 
 
-def encode_slot(key: str, version: int, payload: bytes) -> bytes:
+def encode_slot(key: str, version: int, committed_at: float, payload: bytes) -> bytes:
     """Return the bytes to write at the beginning of a slot."""
-    checked = _CHECKED.pack(len(payload), version) + payload
+    checked = _CHECKED.pack(len(payload), version, committed_at) + payload
     return crc32(checked, crc32(key.encode())).to_bytes(_SUM_LENGTH, "little") + checked
 
 
-def encode_file(key: str, slot_size: int, created_at: float, version: int, payload: bytes) -> bytes:
+def encode_file(
+    key: str, slot_size: int, created_at: float, version: int, committed_at: float, payload: bytes
+) -> bytes:
     """Return a whole file with this version in its first slot; zeros after it, so that the disk has the room."""
     start = _PREAMBLE.pack(_MAGIC, _FORMAT, SECTOR, crc32(_PREAMBLE.pack(_MAGIC, _FORMAT, SECTOR, 0)[:12]))
     start += struct.pack("<Id", slot_size, created_at)
     header = start + struct.pack("<I", crc32(start))
     content = header.ljust(SECTOR, b"\0")
     if slot_size:
-        content += encode_slot(key, version, payload)
+        content += encode_slot(key, version, committed_at, payload)
     return content.ljust(file_size(slot_size), b"\0")
 
 
@@ -116,11 +123,11 @@ def decode_file(data: bytes, key: str) -> Snapshot:
     """
     slot_size, created_at = check_size(data, len(data))
     if not slot_size:
-        return Snapshot(0, created_at, 0, b"", 1, True)
+        return Snapshot(0, created_at, 0.0, 0, b"", 1, True)
     heads = _SLOT.unpack_from(data, SECTOR), _SLOT.unpack_from(data, SECTOR + slot_size)
     newer = 1 if heads[1][2] > heads[0][2] else 0
     for slot in (newer, 1 - newer):
-        checksum, length, version = heads[slot]
+        checksum, length, version, committed_at = heads[slot]
         start = slot_offset(slot, slot_size)
         end = start + _SLOT.size + length
         if (
@@ -128,7 +135,9 @@ def decode_file(data: bytes, key: str) -> Snapshot:
             and length <= slot_size - _SLOT.size
             and checksum == crc32(data[start + _SUM_LENGTH : end], crc32(key.encode()))
         ):
-            return Snapshot(slot_size, created_at, version, data[start + _SLOT.size : end], slot, slot == newer)
+            accessed_at = max(committed_at, _decode_touch(data))
+            payload = data[start + _SLOT.size : end]
+            return Snapshot(slot_size, created_at, accessed_at, version, payload, slot, slot == newer)
     raise DamagedError("neither of its two slots is whole")
 
 
@@ -156,6 +165,17 @@ def _decode_header(header: bytes) -> tuple[int, float]:
     if crc32(header[:28]) != header_sum:
         raise DamagedError("its header is damaged")
     return slot_size, created_at
+
+
+def encode_touch(touched_at: float) -> bytes:
+    """Return the time of a reading, to be written at `TOUCHED_AT`."""
+    time = struct.pack("<d", touched_at)
+    return time + crc32(time).to_bytes(4, "little")
+
+
+def _decode_touch(data: bytes) -> float:
+    touched_at, checksum = _TOUCH.unpack_from(data, TOUCHED_AT)
+    return float(touched_at) if crc32(data[TOUCHED_AT : TOUCHED_AT + 8]) == checksum else 0.0
 
 
 def encode_mark(process: int) -> bytes:

@@ -126,14 +126,18 @@ class FileLock:
         """Return who holds the lock, as it says itself."""
         return layout.decode_holder(os.pread(self.fd, layout.HOLDER_LENGTH, layout.MARK_AT))
 
-    def close(self, accessed_at: float | None = None) -> None:
+    def touch(self, now: float) -> None:
+        """Note that the session was used; the lock is not needed."""
+        self.write(layout.encode_touch(now), layout.TOUCHED_AT)
+
+    def close(self, now: float | None = None) -> None:
         """Unlock and close the file; may be called again.
 
-        The order wakes whoever waits: unlock, then touch, which raises an event even while a forked copy of the
+        The order wakes whoever waits: unlock, then set the time, which raises an event even while a forked copy of the
         descriptor lives, then close, which raises one otherwise.
 
         Args:
-            accessed_at: The time of last use to leave behind; None leaves it as it is.
+            now: The time of last use, for the sweeper to find without opening the file; None leaves it as it is.
         """
         if not self.is_ours:
             return
@@ -142,8 +146,8 @@ class FileLock:
         try:
             if self._is_locked:
                 _locker.unlock(fd)
-            if accessed_at is not None:
-                set_accessed(fd, accessed_at)
+            if now is not None:
+                os.utime(fd, (now, now))
         finally:
             os.close(fd)
 
@@ -164,12 +168,12 @@ class NewFile(FileLock):
         super().__init__(name, root_fd, os.O_CREAT | os.O_EXCL)
         self.try_lock()
 
-    def close(self, accessed_at: float | None = None) -> None:
+    def close(self, now: float | None = None) -> None:
         """Unlock and close the file, and delete it if it has no session's name."""
         if self.is_ours and self.name == self._first_name:
             with suppress(FileNotFoundError):  # its directory was deleted
                 os.unlink(self.name, dir_fd=self._root_fd)
-        super().close(accessed_at)
+        super().close(now)
 
 
 class DirectoryLock(FileLock):
@@ -208,15 +212,6 @@ def refuse_foreign(status: os.stat_result) -> None:
         raise StoreError("a session's name leads to something that is not a regular file; refused")
     if status.st_uid != os.geteuid() or status.st_nlink > 1:
         raise StoreError("a session's file belongs to another user or has a second name; refused")
-
-
-def set_accessed(file: int | str, accessed_at: float, root_fd: int | None = None) -> None:
-    """Set a file's time of last use."""
-    time_ns = int(accessed_at * 1e9)
-    if root_fd is None:
-        os.utime(file, ns=(time_ns, time_ns))
-    else:
-        os.utime(file, ns=(time_ns, time_ns), dir_fd=root_fd, follow_symlinks=False)
 
 
 def _drop_what_the_parent_holds() -> None:

@@ -1,16 +1,16 @@
 """The sweep: delete what has expired, and what killed processes left behind.
 
-A file's time of last use is its mtime, so whether it may have expired shows without opening it. Whether it really
-has is judged again under its lock.
+The release of a session sets its file's mtime, so whether it may have expired shows without opening it. Whether it
+really has is judged again, by its content, under its lock.
 """
 
 from __future__ import annotations
 
 import logging
 import os
-from collections.abc import Iterator
-from contextlib import closing, suppress
-from typing import Final
+from collections.abc import Callable, Iterator
+from contextlib import closing
+from typing import Final, ParamSpec
 
 from asyncsess.backends.file import layout
 from asyncsess.backends.file.directory import SHARDS, TMP, key_of_name, list_directory, name_of
@@ -19,6 +19,8 @@ from asyncsess.backends.file.layout import DamagedError
 from asyncsess.backends.file.lock import FileLock
 from asyncsess.errors import StoreError
 from asyncsess.expiry import Expiry
+
+P = ParamSpec("P")
 
 logger = logging.getLogger("asyncsess")
 
@@ -55,34 +57,44 @@ class Sweep:
     def _leftovers_then_candidates(self) -> Iterator[None]:
         """Yield after each file, so that a slice may end there."""
         for entry in list_directory(TMP, self._files.directory.fd):
-            with suppress(FileNotFoundError):
-                if entry.stat(follow_symlinks=False).st_mtime < self._now - _LEFTOVER_AGE:
-                    self._delete_leftover(f"{TMP}/{entry.name}")
+            self._guarded(self._look_at_leftover, entry)
             yield
         for shard in SHARDS:
             for entry in list_directory(shard, self._files.directory.fd):
-                key = key_of_name(shard, entry.name)
-                if key:
-                    with suppress(FileNotFoundError):
-                        self._look_at(key, entry.stat(follow_symlinks=False))
+                self._guarded(self._look_at_session, entry, key_of_name(shard, entry.name))
                 yield
 
-    def _look_at(self, key: str, status: os.stat_result) -> None:
-        accessed_at = status.st_mtime
-        # Created no later than used: if it has expired by this measure, it has by the real one.
-        may_be_over = self._expiry.is_over(accessed_at, accessed_at, self._now)
-        is_leftover = status.st_size == _PLACEHOLDER_SIZE and accessed_at < self._now - _LEFTOVER_AGE
-        if not may_be_over and not is_leftover:
-            return
+    def _guarded(self, look: Callable[P, None], *args: P.args, **kwargs: P.kwargs) -> None:
+        """Look at one file, so that none keeps the others from being looked at."""
         try:
-            with closing(FileLock(name_of(key), self._files.directory.fd)) as file:
-                if file.try_lock() and file.leads_here():
-                    self._delete_if_over(file, key)
-        except FileNotFoundError:
+            look(*args, **kwargs)
+        except FileNotFoundError:  # deleted meanwhile
             return
         except (OSError, StoreError) as error:
             reason = error.strerror if isinstance(error, OSError) else error
-            logger.warning("a session file could not be swept, and was left alone: %s", reason)
+            logger.warning("a file could not be swept, and was left alone: %s", reason)
+
+    def _look_at_leftover(self, entry: os.DirEntry[str]) -> None:
+        """Delete a file that was being made, unless its maker still holds it."""
+        if entry.stat(follow_symlinks=False).st_mtime >= self._now - _LEFTOVER_AGE:
+            return
+        name = f"{TMP}/{entry.name}"
+        with closing(FileLock(name, self._files.directory.fd)) as file:
+            if file.try_lock():
+                os.unlink(name, dir_fd=self._files.directory.fd)
+
+    def _look_at_session(self, entry: os.DirEntry[str], key: str | None) -> None:
+        if key is None:
+            return
+        status = entry.stat(follow_symlinks=False)
+        # Created no later than used: if it has expired by this measure, it may have by the real one.
+        may_be_over = self._expiry.is_over(status.st_mtime, status.st_mtime, self._now)
+        is_leftover = status.st_size == _PLACEHOLDER_SIZE and status.st_mtime < self._now - _LEFTOVER_AGE
+        if not may_be_over and not is_leftover:
+            return
+        with closing(FileLock(name_of(key), self._files.directory.fd)) as file:
+            if file.try_lock() and file.leads_here():
+                self._delete_if_over(file, key)
 
     def _delete_if_over(self, file: FileLock, key: str) -> None:
         with closing(self._files.open_shard(key[:2])) as shard:
@@ -95,15 +107,9 @@ class Sweep:
                 return
             if not snapshot.version:
                 self._files.delete(file, key)
-            elif self._expiry.is_over(snapshot.created_at, file.status.st_mtime, self._now):
+            elif self._expiry.is_over(snapshot.created_at, snapshot.accessed_at, self._now):
                 self._files.delete(file, key)
                 self.deleted += 1
-
-    def _delete_leftover(self, name: str) -> None:
-        """Delete a file that was being made, unless its maker still holds it."""
-        with closing(FileLock(name, self._files.directory.fd)) as file:
-            if file.try_lock():
-                os.unlink(name, dir_fd=self._files.directory.fd)
 
 
 def keys_in(files: Files, shard: str) -> list[str]:
