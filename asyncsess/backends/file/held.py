@@ -14,6 +14,7 @@ from asyncsess.backends.base import Record
 from asyncsess.backends.file import layout
 from asyncsess.backends.file.directory import name_of
 from asyncsess.backends.file.files import Files, decode, read_all, record_of
+from asyncsess.backends.file.io import as_store_error
 from asyncsess.backends.file.layout import DamagedError, Snapshot
 from asyncsess.backends.file.lock import FileLock, NewFile
 from asyncsess.backends.file.wakeup import running_bells
@@ -132,10 +133,19 @@ class FileHeld:
         self.lose()
 
     async def release(self, *, now: float) -> None:
-        if self._file and self._snapshot and self._snapshot.version:
-            if now - self._snapshot.accessed_at > _SAME_TIME:  # else the commit has noted it
+        try:
+            if self._file and self._is_touch_due(now):
                 self._file.touch(now)
-        self.lose(now)
+            self.lose(now)
+        except OSError as error:
+            raise as_store_error(error) from error
+        finally:
+            self.lose()
+
+    def _is_touch_due(self, now: float) -> bool:
+        """Tell whether the session is there, and its last commit has not noted this time of use."""
+        before = self._snapshot
+        return before is not None and before.version > 0 and now - before.accessed_at > _SAME_TIME
 
     async def _acquire(self, started: float) -> None:
         """Lock the file that the session's name leads to, and read it."""
