@@ -10,18 +10,21 @@ _LONGEST_TOUCH_INTERVAL = 60.0
 _TOUCHES_PER_IDLE_TIMEOUT = 20
 
 
-def seconds(value: float | timedelta | None, name: str) -> float | None:
-    """Return a duration given as seconds or as a ``timedelta`` in seconds; None stands for no limit.
+def seconds(value: float | timedelta, name: str, *, or_zero: bool = False) -> float:
+    """Return a duration given as seconds or as a ``timedelta`` in seconds.
 
     Raises:
-        ValueError: It is not greater than zero.
+        ValueError: It is not greater than zero, nor zero where that is allowed.
     """
-    if value is None:
-        return None
     number = value.total_seconds() if isinstance(value, timedelta) else float(value)
-    if not number > 0:
-        raise ValueError(f"{name} must be greater than 0 seconds, not {number:g}")
-    return number
+    if number > 0 or (or_zero and number == 0):
+        return number
+    raise ValueError(f"{name} must be {'0 or more' if or_zero else 'greater than 0'} seconds, not {number:g}")
+
+
+def limit(value: float | timedelta | None, name: str) -> float | None:
+    """Return a duration in seconds; None stands for no limit."""
+    return None if value is None else seconds(value, name)
 
 
 @dataclass(frozen=True, slots=True)

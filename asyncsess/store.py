@@ -17,7 +17,7 @@ from typing import Any, Final, Self
 from asyncsess.backends.base import Backend, BackendStatistics, Record
 from asyncsess.codec import Codec, MsgpackCodec
 from asyncsess.errors import SessionError
-from asyncsess.expiry import Expiry, seconds
+from asyncsess.expiry import Expiry, limit, seconds
 from asyncsess.ids import key_of
 from asyncsess.openings import ExclusiveOpening, Policy, ReadonlyOpening, holder_at
 from asyncsess.session import Session
@@ -68,10 +68,10 @@ class SessionStore:
         sweep_interval: float | timedelta | None = 300.0,
         clock: Callable[[], float] = time.time,
     ) -> None:
-        expiry = Expiry(seconds(idle_timeout, "idle_timeout"), seconds(lifetime, "lifetime"))
+        expiry = Expiry(limit(idle_timeout, "idle_timeout"), limit(lifetime, "lifetime"))
         self._policy = Policy(backend, codec or MsgpackCodec(), expiry, max_size, clock)
-        self._lock_timeout = seconds(lock_timeout, "lock_timeout") or 0.0
-        self._sweep_interval = seconds(sweep_interval, "sweep_interval")
+        self._lock_timeout = seconds(lock_timeout, "lock_timeout", or_zero=True)
+        self._sweep_interval = limit(sweep_interval, "sweep_interval")
         self._sweeper: asyncio.Task[None] | None = None
         self._swept = 0
 
@@ -107,7 +107,7 @@ class SessionStore:
             readonly: Take a snapshot: no lock, no wait, no change.
             create: Start the session under this very id if there is none. For jobs and tests that name their own
                 sessions; an id that a client sent must never be adopted.
-            timeout: Seconds to wait for other holders; the store's ``lock_timeout`` if None.
+            timeout: Seconds to wait for other holders, 0 to try once; the store's ``lock_timeout`` if None.
 
         Raises:
             InvalidSessionIdError: The id is not one that could have been issued or chosen.
@@ -120,7 +120,7 @@ class SessionStore:
             StoreError: The store failed; on leaving: nothing was stored.
         """
         if not readonly:
-            wait = self._lock_timeout if timeout is None else seconds(timeout, "timeout") or 0.0
+            wait = self._lock_timeout if timeout is None else seconds(timeout, "timeout", or_zero=True)
             return ExclusiveOpening(self._policy, session_id, create=create, timeout=wait, caller=_caller())
         if session_id is None or create:
             raise ValueError("readonly=True reads a session that exists: pass its id, and not create=True")
