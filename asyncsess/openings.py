@@ -224,9 +224,11 @@ class ExclusiveOpening:
         key, data = key_of(session_id), session.encoded()
         payload = self._policy.seal(data, key)
         # The absolute limit counts from the first login on, not from each new id.
-        created_at = self._policy.clock() if session.created_at is None else session.created_at.timestamp()
+        now = self._policy.clock()
+        created_at = now if session.created_at is None else session.created_at.timestamp()
         old, old_hold = self._held, self._hold
-        await self._enter(self._policy.backend.create(key, payload, created_at=created_at, holder=self._holder))
+        create = self._policy.backend.create
+        await self._enter(create(key, payload, created_at=created_at, now=now, holder=self._holder))
         try:
             if old is not None:
                 await old.delete()
@@ -262,7 +264,8 @@ class ExclusiveOpening:
         if self._held is not None:
             await self._held.commit(payload, now=now)
         else:
-            await self._enter(self._policy.backend.create(self._key, payload, created_at=now, holder=self._holder))
+            create = self._policy.backend.create
+            await self._enter(create(self._key, payload, created_at=now, now=now, holder=self._holder))
         self._note(data)
 
     def _note(self, data: bytes) -> None:

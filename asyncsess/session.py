@@ -9,7 +9,7 @@ from enum import Enum
 from typing import Any, Final, Protocol
 
 from asyncsess.codec import Codec
-from asyncsess.errors import ReadOnlySessionError, SessionClosedError
+from asyncsess.errors import CodecError, ReadOnlySessionError, SessionClosedError
 
 _ATOMS: Final = frozenset({type(None), bool, int, float, str, bytes, datetime})
 
@@ -87,6 +87,8 @@ class Session(MutableMapping[str, Any]):
         self.check_writable()
         self._is_changed = True
         self._values[key] = value
+        if type(value) not in _ATOMS:  # whoever has it may change it after the next commit too
+            self._is_exposed = True
 
     def __delitem__(self, key: str) -> None:
         self.check_writable()
@@ -109,7 +111,10 @@ class Session(MutableMapping[str, Any]):
         return len(self._values)
 
     def __repr__(self) -> str:
-        modified = " modified" if self._state is State.EXCLUSIVE and self.is_modified else ""
+        try:
+            modified = " modified" if self._state is State.EXCLUSIVE and self.is_modified else ""
+        except CodecError:
+            modified = " not storable"
         return f"<Session {self._state.value} version={self._version}{modified}>"
 
     # What is known about it.

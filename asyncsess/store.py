@@ -16,7 +16,7 @@ from typing import Any, Final, Self
 
 from asyncsess.backends.base import Backend, BackendStatistics, Record
 from asyncsess.codec import Codec, MsgpackCodec
-from asyncsess.errors import SessionError
+from asyncsess.errors import SessionError, StoreError
 from asyncsess.expiry import Expiry, limit, seconds
 from asyncsess.ids import key_of
 from asyncsess.openings import ExclusiveOpening, Policy, ReadonlyOpening, holder_at
@@ -74,12 +74,14 @@ class SessionStore:
         self._sweep_interval = limit(sweep_interval, "sweep_interval")
         self._sweeper: asyncio.Task[None] | None = None
         self._swept = 0
+        self._is_closed = False
 
     def __repr__(self) -> str:
         return f"<{type(self).__name__} {self._policy.backend!r}>"
 
     async def __aenter__(self) -> Self:
         await self._policy.backend.open()
+        self._is_closed = False
         if self._sweep_interval is not None:
             self._sweeper = asyncio.create_task(self._sweep(self._sweep_interval), name="asyncsess sweeper")
         return self
@@ -117,8 +119,10 @@ class SessionStore:
             CorruptSessionError: On entering: what is stored is damaged; it was moved aside.
             CodecError: On entering: what is stored is of another codec or secret. On leaving: a value can't be stored.
             LockLostError: On leaving: the session was taken away; nothing was stored.
-            StoreError: The store failed; on leaving: nothing was stored.
+            StoreError: The store was closed, or failed; on leaving: nothing was stored.
         """
+        if self._is_closed:
+            raise StoreError("the store was closed; enter it again, or make a new one")
         if not readonly:
             wait = self._lock_timeout if timeout is None else seconds(timeout, "timeout", or_zero=True)
             return ExclusiveOpening(self._policy, session_id, create=create, timeout=wait, caller=_caller())
@@ -196,6 +200,7 @@ class SessionStore:
         Args:
             timeout: Seconds to wait.
         """
+        self._is_closed = True
         sweeper, self._sweeper = self._sweeper, None
         if sweeper is not None:
             sweeper.cancel()

@@ -70,7 +70,7 @@ async def until(condition: Callable[[], object]) -> None:
 
 def create(backend: Backend, payload: bytes = b"payload", key: str = KEY, now: float = NOW) -> Holding:
     """Create a record as the contract does."""
-    return backend.create(key, payload, created_at=now, holder=_holder())
+    return backend.create(key, payload, created_at=now, now=now, holder=_holder())
 
 
 def hold(backend: Backend, key: str = KEY, *, timeout: float = 30.0, create: bool = False) -> Holding:

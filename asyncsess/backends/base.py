@@ -125,9 +125,9 @@ class Backend(Protocol):
         ...
 
     def create(
-        self, key: str, payload: bytes, *, created_at: float, holder: Holder
+        self, key: str, payload: bytes, *, created_at: float, now: float, holder: Holder
     ) -> AbstractAsyncContextManager[Held]:
-        """Store version 1 under a fresh key and hold it. It was last used when it was created.
+        """Store version 1 under a fresh key and hold it. A session that gets a new key keeps its ``created_at``.
 
         Raises:
             StoreError: The key has a record already, which is unchanged: an id is never handed out twice.

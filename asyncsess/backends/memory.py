@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import threading
 from collections.abc import AsyncIterator
 from datetime import UTC, datetime
 from types import TracebackType
@@ -21,6 +22,7 @@ class MemoryBackend:
     def __init__(self) -> None:
         self._records: dict[str, Record] = {}
         self._turns = Turns()
+        self._guard = threading.Lock()  # a touch comes without a turn, perhaps from another thread
         self._is_closed = False
 
     def __repr__(self) -> str:
@@ -31,25 +33,21 @@ class MemoryBackend:
 
     async def aclose(self) -> None:
         self._is_closed = True
-        self._turns = Turns()
+        self._turns.take_back()
 
     async def read(self, key: str) -> Record | None:
         self._check_open()
         return self._records.get(key)
 
     def hold(self, key: str, *, timeout: float, holder: Holder, create: bool = False) -> _MemoryHeld:
-        self._check_open()
-        return _MemoryHeld(self._records, self._turns, key, timeout, holder)
+        return _MemoryHeld(self, key, timeout, holder)
 
-    def create(self, key: str, payload: bytes, *, created_at: float, holder: Holder) -> _MemoryHeld:
-        self._check_open()
-        return _MemoryHeld(self._records, self._turns, key, 0.0, holder, first=(payload, created_at))
+    def create(self, key: str, payload: bytes, *, created_at: float, now: float, holder: Holder) -> _MemoryHeld:
+        return _MemoryHeld(self, key, 0.0, holder, first=Record(payload, 1, created_at, now))
 
     async def touch(self, key: str, *, now: float) -> None:
         self._check_open()
-        record = self._records.get(key)
-        if record and record.accessed_at < now:
-            self._records[key] = record._replace(accessed_at=now)
+        self._touch(key, now)
 
     async def delete_expired(self, expiry: Expiry, *, now: float) -> int:
         self._check_open()
@@ -60,9 +58,10 @@ class MemoryBackend:
             turn = self._turns.try_take(key, _SWEEPER)
             if turn is None:
                 continue
-            if self._records.get(key) is record:
-                del self._records[key]
-                deleted += 1
+            with self._guard:
+                if self._records.get(key) is record:  # not touched meanwhile
+                    del self._records[key]
+                    deleted += 1
             self._turns.give_back(turn)
         return deleted
 
@@ -74,6 +73,12 @@ class MemoryBackend:
     def statistics(self) -> BackendStatistics:
         return BackendStatistics(holding=self._turns.holding, waiting=self._turns.waiting)
 
+    def _touch(self, key: str, now: float) -> None:
+        with self._guard:
+            record = self._records.get(key)
+            if record and record.accessed_at < now:
+                self._records[key] = record._replace(accessed_at=now)
+
     def _check_open(self) -> None:
         if self._is_closed:
             raise StoreError("the store was closed; enter it again, or make a new one")
@@ -82,15 +87,15 @@ class MemoryBackend:
 class _MemoryHeld:
     def __init__(
         self,
-        records: dict[str, Record],
-        turns: Turns,
+        backend: MemoryBackend,
         key: str,
         timeout: float,
         holder: Holder,
-        first: tuple[bytes, float] | None = None,
+        first: Record | None = None,
     ) -> None:
-        self._records = records
-        self._turns = turns
+        self._backend = backend
+        self._records = backend._records
+        self._turns = backend._turns
         self._key = key
         self._timeout = timeout
         self._holder = holder
@@ -98,13 +103,17 @@ class _MemoryHeld:
         self._turn: Turn | None = None
 
     async def __aenter__(self) -> _MemoryHeld:
+        self._backend._check_open()
         self._turn = await self._turns.take(self._key, timeout=self._timeout, holder=self._holder)
-        if self._first:
-            payload, now = self._first
-            if self._key in self._records:
-                await self.release(now=now)
-                raise StoreError("there is a session of this key already")
-            await self.commit(payload, now=now)
+        try:
+            self._backend._check_open()
+            if self._first:
+                if self._key in self._records:
+                    raise StoreError("there is a session of this key already")
+                self._records[self._key] = self._first
+        except BaseException:
+            self._give_back()
+            raise
         return self
 
     async def __aexit__(
@@ -121,9 +130,10 @@ class _MemoryHeld:
 
     async def commit(self, payload: bytes, *, now: float) -> Record:
         self._check_held()
-        before = self.record
-        version, created_at = (before.version + 1, before.created_at) if before else (1, now)
-        record = self._records[self._key] = Record(payload, version, created_at, now)
+        with self._backend._guard:
+            before = self.record
+            version, created_at = (before.version + 1, before.created_at) if before else (1, now)
+            record = self._records[self._key] = Record(payload, version, created_at, now)
         return record
 
     async def delete(self) -> None:
@@ -132,9 +142,8 @@ class _MemoryHeld:
         self._give_back()
 
     async def release(self, *, now: float) -> None:
-        before = self.record
-        if self._turn and before and before.accessed_at < now:
-            self._records[self._key] = before._replace(accessed_at=now)
+        if self._is_held():
+            self._backend._touch(self._key, now)
         self._give_back()
 
     def _give_back(self) -> None:
@@ -142,6 +151,9 @@ class _MemoryHeld:
             self._turns.give_back(self._turn)
             self._turn = None
 
+    def _is_held(self) -> bool:
+        return self._turn is not None and self._turns.is_current(self._turn)
+
     def _check_held(self) -> None:
-        if self._turn is None or not self._turns.is_current(self._turn):
+        if not self._is_held():
             raise LockLostError("the session is no longer held; nothing was stored")

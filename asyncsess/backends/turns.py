@@ -135,6 +135,11 @@ class Turns:
         line = self._lines.get(turn.key)
         return line is not None and line.current is turn
 
+    def take_back(self) -> None:
+        """Take every turn from whoever has it; those who wait come to theirs."""
+        for line in list(self._lines.values()):
+            self.give_back(line.current)
+
     @property
     def holding(self) -> int:
         """Keys that are held."""

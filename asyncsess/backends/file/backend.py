@@ -73,8 +73,9 @@ class FileBackend:
     def hold(self, key: str, *, timeout: float, holder: Holder, create: bool = False) -> FileHeld:
         return FileHeld(self._files, self._turns, key, timeout=timeout, holder=holder, create=create)
 
-    def create(self, key: str, payload: bytes, *, created_at: float, holder: Holder) -> FileHeld:
-        return FileHeld(self._files, self._turns, key, timeout=0.0, holder=holder, first=(payload, created_at))
+    def create(self, key: str, payload: bytes, *, created_at: float, now: float, holder: Holder) -> FileHeld:
+        first = Record(payload, 1, created_at, now)
+        return FileHeld(self._files, self._turns, key, timeout=0.0, holder=holder, first=first)
 
     async def touch(self, key: str, *, now: float) -> None:
         await self._files.ready()

@@ -24,7 +24,7 @@ from asyncsess.backends.file.directory import (
 from asyncsess.backends.file.io import IO
 from asyncsess.backends.file.layout import DamagedError, NewerFormatError, Snapshot
 from asyncsess.backends.file.lock import DirectoryLock, FileLock, NewFile, open_file, refuse_foreign
-from asyncsess.errors import CommitUnknownError, LockLostError, LockTimeoutError, StoreError
+from asyncsess.errors import CommitUnknownError, Holder, LockLostError, LockTimeoutError, StoreError
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -120,6 +120,7 @@ class Files:
             return
         with suppress(FileNotFoundError), closing(FileLock(name_of(key), self.directory.fd)) as file:
             file.touch(now)
+            os.utime(file.fd, (record.created_at, now))
 
     @asynccontextmanager
     async def naming(self, key: str) -> AsyncGenerator[None]:
@@ -143,7 +144,7 @@ class Files:
             make_directory(shard, self.directory.fd)
             return DirectoryLock(shard, self.directory.fd)
 
-    def make(self, content: bytes) -> NewFile:
+    def make(self, content: bytes, holder: Holder, times: tuple[float, float]) -> NewFile:
         """Write a new file, locked, that has no session's name yet. Blocks."""
         try:
             file = NewFile(temporary_name(), self.directory.fd)
@@ -152,6 +153,8 @@ class Files:
             file = NewFile(temporary_name(), self.directory.fd)
         try:
             file.write(content, 0)
+            file.write(layout.encode_holder(holder), layout.MARK_AT)
+            os.utime(file.fd, times)
             if self.is_durable:
                 os.fdatasync(file.fd)
         except BaseException:

@@ -53,7 +53,7 @@ class FileHeld:
         timeout: Seconds to wait for both rings together.
         holder: What to tell those who wait.
         create: Lock the session although it does not exist.
-        first: Payload and time of the first version, to be stored on entering; None to take what is there.
+        first: The first version, to be stored on entering; None to take what is there.
     """
 
     def __init__(
@@ -65,7 +65,7 @@ class FileHeld:
         timeout: float,
         holder: Holder,
         create: bool = False,
-        first: tuple[bytes, float] | None = None,
+        first: Record | None = None,
     ) -> None:
         self._files = files
         self._turns = turns
@@ -92,8 +92,7 @@ class FileHeld:
             if self._first is None:
                 await self._acquire(started)
             else:
-                payload, now = self._first
-                await self._replace(payload, now)
+                await self._store_anew(self._first)
         except BaseException:
             self.lose()
             raise
@@ -114,19 +113,20 @@ class FileHeld:
         return record_of(self._snapshot)
 
     async def commit(self, payload: bytes, *, now: float) -> Record:
-        if self._turn is None or not self._turns.is_current(self._turn):
-            raise LockLostError("the session is no longer held; nothing was stored")
+        self._check_held()
         if self._is_doubtful:
             raise CommitUnknownError("an earlier commit of this holder failed to reach the disk; open the session anew")
         if self._snapshot and layout.fits(len(payload), self._snapshot.slot_size):
             await self._files.write(self._overwrite, payload, now)
         else:
-            await self._replace(payload, now)
+            version, created_at = (before.version + 1, before.created_at) if (before := self.record) else (1, now)
+            await self._store_anew(Record(payload, version, created_at, now))
         record = self.record
         assert record is not None
         return record
 
     async def delete(self) -> None:
+        self._check_held()
         if self._file is not None:
             async with self._files.naming(self._key):
                 await self._files.write(self._files.delete, self._file, self._key)
@@ -134,13 +134,18 @@ class FileHeld:
 
     async def release(self, *, now: float) -> None:
         try:
-            if self._file and self._is_touch_due(now):
-                self._file.touch(now)
-            self.lose(now)
+            if self._file and self._snapshot:
+                if self._is_touch_due(now):
+                    self._file.touch(now)
+                self._close((self._snapshot.created_at, now))
         except OSError as error:
             raise as_store_error(error) from error
         finally:
             self.lose()
+
+    def _check_held(self) -> None:
+        if self._turn is None or not self._turns.is_current(self._turn):
+            raise LockLostError("the session is no longer held; nothing was stored")
 
     def _is_touch_due(self, now: float) -> bool:
         """Tell whether the session is there, and its last commit has not noted this time of use."""
@@ -197,7 +202,8 @@ class FileHeld:
         return self._take() if self._file.try_lock() else _Outcome.BUSY
 
     def _try_again(self) -> _Outcome:
-        assert self._file is not None
+        if self._file is None:  # taken away meanwhile
+            raise StoreError("the store was closed")
         self._file.mark()
         if not self._file.try_lock():
             return _Outcome.BUSY
@@ -218,14 +224,13 @@ class FileHeld:
     async def _place(self) -> bool:
         """Lock a session that does not exist, by a placeholder; return False if another came first."""
         content = layout.encode_file(self._key, 0, 0.0, 0, 0.0, b"")
+        since = self._holder.since.timestamp()
         try:
-            await self._publish(content)
+            await self._publish(content, (since, since))
         except StoreError as error:
             if isinstance(error.__cause__, FileExistsError):
                 return False
             raise
-        assert self._file is not None
-        self._snapshot = layout.decode_file(content, self._key)
         return True
 
     def _overwrite(self, payload: bytes, now: float) -> None:
@@ -247,28 +252,23 @@ class FileHeld:
             raise LockLostError("the session's file was replaced or deleted; nothing was stored")
         self._snapshot = before._replace(accessed_at=now, version=version, payload=payload, slot=slot)
 
-    async def _replace(self, payload: bytes, now: float) -> None:
-        """Store the next version, or the first, in a new file."""
-        before = self._snapshot
-        if before is not None and before.version:
-            created_at, version = before.created_at, before.version + 1
-        else:
-            created_at, version = now, 1
+    async def _store_anew(self, record: Record) -> None:
+        """Store a version in a new file."""
+        payload, version, created_at, accessed_at = record
         slot_size = layout.slot_size_for(len(payload))
-        content = layout.encode_file(self._key, slot_size, created_at, version, now, payload)
-        await self._publish(content)
-        self._snapshot = layout.decode_file(content, self._key)
+        content = layout.encode_file(self._key, slot_size, created_at, version, accessed_at, payload)
+        await self._publish(content, (created_at, accessed_at))
 
-    async def _publish(self, content: bytes) -> None:
-        new = await self._files.write(self._files.make, content)
+    async def _publish(self, content: bytes, times: tuple[float, float]) -> None:
+        new = await self._files.write(self._files.make, content, self._holder, times)
         try:
             async with self._files.naming(self._key):
-                await self._files.write(self._exchange, new)
+                await self._files.write(self._exchange, new, content)
         finally:
             if self._file is not new:
                 new.close()
 
-    def _exchange(self, new: NewFile) -> None:
+    def _exchange(self, new: NewFile, content: bytes) -> None:
         old = self._file
         try:
             self._files.publish(new, self._key, old)
@@ -277,23 +277,24 @@ class FileHeld:
             raise
         finally:
             if new.name == name_of(self._key):
-                self._file = new
+                self._file, self._snapshot = new, layout.decode_file(content, self._key)
                 if old:
                     old.close()
 
-    def lose(self, now: float | None = None) -> None:
+    def lose(self) -> None:
         """Give everything back, without a word to the event loop: this also runs when a coroutine is thrown away."""
         self._files.holders.discard(self)
-        if self._snapshot is not None and not self._snapshot.version:
-            assert self._file is not None
-            self._files.delete_placeholder(self._file, self._key)
-        self._snapshot = None
-        self._close(now)
-        if self._turn:
-            self._turns.give_back(self._turn)
-            self._turn = None
+        try:
+            if self._file and self._snapshot and not self._snapshot.version:
+                self._files.delete_placeholder(self._file, self._key)
+            self._close()
+        finally:
+            self._snapshot = None
+            if self._turn:
+                self._turns.give_back(self._turn)
+                self._turn = None
 
-    def _close(self, now: float | None = None) -> None:
-        if self._file:
-            self._file.close(now)
-            self._file = None
+    def _close(self, times: tuple[float, float] | None = None) -> None:
+        file, self._file = self._file, None
+        if file:
+            file.close(times)

@@ -4,11 +4,13 @@ A file is a header of one sector and two slots of equal size, each beginning at 
 older slot and leaves the newer one alone, so whatever interrupts it leaves a whole version behind. All numbers are
 little-endian.
 
-    0    magic, format, length of the header, CRC-32 of these       fixed for every format to come
+    0    magic, format, length of the header, CRC-32 of these
     16   size of a slot, created at, CRC-32 of all before
     32   read at (since the last commit), CRC-32 of it
     64   mark: who else waits | holder: process, since, task and place     not covered by a checksum
     512  slot A, slot B: CRC-32 of the key and what follows, length, version, committed at, payload
+
+Whoever meets a file of a newer format reads the first line of this and may set the mark: these stay where they are.
 
 A slot size of zero makes a placeholder: the file of a session that has been opened and not committed yet.
 """

@@ -24,6 +24,8 @@ from asyncsess.errors import Holder, LockLostError, StoreError
 _EXCLUSIVE: Final = LockFlags.EXCLUSIVE | LockFlags.NON_BLOCKING
 # portalocker.lock() does the same after validating the flags each time: 9.0 instead of 3.6 µs for lock and unlock.
 _locker: Final = FlockLocker()
+# The time of access is ours to set; Linux would let a reading move it.
+_NO_ATIME: Final = getattr(os, "O_NOATIME", 0)
 FLAGS: Final = os.O_NOFOLLOW | os.O_CLOEXEC | os.O_NONBLOCK | os.O_NOCTTY
 _NOT_A_FILE: Final = (errno.ELOOP, errno.EISDIR, errno.ENXIO, errno.ENODEV)
 
@@ -130,14 +132,15 @@ class FileLock:
         """Note that the session was used; the lock is not needed."""
         self.write(layout.encode_touch(now), layout.TOUCHED_AT)
 
-    def close(self, now: float | None = None) -> None:
+    def close(self, times: tuple[float, float] | None = None) -> None:
         """Unlock and close the file; may be called again.
 
         The order wakes whoever waits: unlock, then set the time, which raises an event even while a forked copy of the
         descriptor lives, then close, which raises one otherwise.
 
         Args:
-            now: The time of last use, for the sweeper to find without opening the file; None leaves it as it is.
+            times: When the session was created and last used, for the sweeper to find without opening the file, as its
+                times of access and of modification; None leaves these as they are.
         """
         if not self.is_ours:
             return
@@ -146,8 +149,8 @@ class FileLock:
         try:
             if self._is_locked:
                 _locker.unlock(fd)
-            if now is not None:
-                os.utime(fd, (now, now))
+            if times is not None:
+                os.utime(fd, times)
         finally:
             os.close(fd)
 
@@ -168,12 +171,12 @@ class NewFile(FileLock):
         super().__init__(name, root_fd, os.O_CREAT | os.O_EXCL)
         self.try_lock()
 
-    def close(self, now: float | None = None) -> None:
+    def close(self, times: tuple[float, float] | None = None) -> None:
         """Unlock and close the file, and delete it if it has no session's name."""
         if self.is_ours and self.name == self._first_name:
             with suppress(FileNotFoundError):  # its directory was deleted
                 os.unlink(self.name, dir_fd=self._root_fd)
-        super().close(now)
+        super().close(times)
 
 
 class DirectoryLock(FileLock):
@@ -198,8 +201,11 @@ def open_file(name: str, flags: int, root_fd: int) -> int:
         StoreError: It is a symbolic link, a directory or a device.
     """
     try:
-        return os.open(name, flags | FLAGS, 0o600, dir_fd=root_fd)
+        return os.open(name, flags | FLAGS | _NO_ATIME, 0o600, dir_fd=root_fd)
     except OSError as error:
+        if error.errno == errno.EPERM:
+            error.filename = None
+            raise StoreError("a session's file belongs to another user; refused") from error
         if error.errno in _NOT_A_FILE:
             error.filename = None
             raise StoreError("a session's name leads to something that is not a regular file; refused") from error

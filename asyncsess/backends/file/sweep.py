@@ -1,7 +1,7 @@
 """The sweep: delete what has expired, and what killed processes left behind.
 
-The release of a session sets its file's mtime, so whether it may have expired shows without opening it. Whether it
-really has is judged again, by its content, under its lock.
+Whoever releases a session sets its file's times of access and modification to those of its creation and last use, so
+whether it may have expired shows without opening it. Whether it really has is judged by its content, under its lock.
 """
 
 from __future__ import annotations
@@ -9,7 +9,7 @@ from __future__ import annotations
 import logging
 import os
 from collections.abc import Callable, Iterator
-from contextlib import closing
+from contextlib import closing, suppress
 from typing import Final, ParamSpec
 
 from asyncsess.backends.file import layout
@@ -87,8 +87,7 @@ class Sweep:
         if key is None:
             return
         status = entry.stat(follow_symlinks=False)
-        # Created no later than used: if it has expired by this measure, it may have by the real one.
-        may_be_over = self._expiry.is_over(status.st_mtime, status.st_mtime, self._now)
+        may_be_over = self._expiry.is_over(status.st_atime, status.st_mtime, self._now)
         is_leftover = status.st_size == _PLACEHOLDER_SIZE and status.st_mtime < self._now - _LEFTOVER_AGE
         if not may_be_over and not is_leftover:
             return
@@ -113,6 +112,11 @@ class Sweep:
 
 
 def keys_in(files: Files, shard: str) -> list[str]:
-    """Return the keys of the sessions in a shard. Blocks."""
-    found = (key_of_name(shard, entry.name) for entry in list_directory(shard, files.directory.fd))
-    return [key for key in found if key]
+    """Return the keys of the sessions in a shard, without those that were never committed. Blocks."""
+    keys = []
+    for entry in list_directory(shard, files.directory.fd):
+        key = key_of_name(shard, entry.name)
+        with suppress(FileNotFoundError):
+            if key and entry.stat(follow_symlinks=False).st_size != _PLACEHOLDER_SIZE:
+                keys.append(key)
+    return keys
