@@ -9,7 +9,7 @@ import asyncio
 import logging
 import os
 from collections.abc import Callable
-from contextlib import AbstractAsyncContextManager
+from contextlib import AbstractAsyncContextManager, suppress
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from types import TracebackType
@@ -226,18 +226,28 @@ class ExclusiveOpening:
         # The absolute limit counts from the first login on, not from each new id.
         now = self._policy.clock()
         created_at = now if session.created_at is None else session.created_at.timestamp()
-        old, old_hold = self._held, self._hold
-        create = self._policy.backend.create
-        await self._enter(create(key, payload, created_at=created_at, now=now, holder=self._holder))
+        backend, old, old_hold = self._policy.backend, self._held, self._hold
+        new_hold = backend.create(key, payload, created_at=created_at, now=now, holder=self._holder)
+        new = await new_hold.__aenter__()
+        is_moved = True
         try:
             if old is not None:
                 await old.delete()
+        except BaseException:
+            with suppress(StoreError):  # then both ids may lead to the session, which is better than neither
+                is_moved = await backend.read(self._key) is None
+            raise
         finally:
-            if old_hold is not None:
-                await old_hold.__aexit__(None, None, None)
-        self._key = key
-        session.becomes(State.EXCLUSIVE, session_id)
-        self._note(data)
+            if is_moved:
+                self._hold, self._held, self._key = new_hold, new, key
+                session.becomes(State.EXCLUSIVE, session_id)
+                self._note(data)
+                await _leave(old_hold)
+            else:
+                try:
+                    await new.delete()
+                finally:
+                    await _leave(new_hold)
 
     async def _lock(self) -> None:
         """Lock the session and load it, or find that there is none."""
@@ -288,12 +298,16 @@ class ExclusiveOpening:
 
     async def _let_go(self) -> None:
         hold, self._hold, self._held = self._hold, None, None
-        if hold is not None:
-            await hold.__aexit__(None, None, None)
+        await _leave(hold)
 
     async def _leave(self) -> None:
         self._policy.openings.discard(self)
         await self._let_go()
+
+
+async def _leave(hold: AbstractAsyncContextManager[Held] | None) -> None:
+    if hold is not None:
+        await hold.__aexit__(None, None, None)
 
 
 def holder_at(filename: str, line: int) -> Holder:

@@ -45,8 +45,9 @@ class FileBackend:
         if durability not in ("process", "power"):
             raise ValueError(f"durability is 'process' or 'power', not {durability!r}")
         self._io = IO(io)
-        self._directory = Directory(directory, allow_network_fs=allow_network_fs)
-        self._files = Files(self._directory, self._io, is_durable=durability == "power")
+        is_durable = durability == "power"
+        self._directory = Directory(directory, allow_network_fs=allow_network_fs, is_durable=is_durable)
+        self._files = Files(self._directory, self._io, is_durable=is_durable)
         self._turns = Turns()
 
     def __repr__(self) -> str:

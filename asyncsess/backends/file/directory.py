@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import errno
 import os
+import re
 import secrets
 import stat
 from collections.abc import Iterator
@@ -23,6 +24,7 @@ TMP: Final = "tmp"
 CORRUPT: Final = "corrupt"
 SHARDS: Final = tuple(f"{number:02x}" for number in range(256))
 _NETWORK_TYPES: Final = ("nfs", "cifs", "smb", "fuse", "9p", "ceph", "afs", "lustre", "gfs2", "ocfs2", "glusterfs")
+_is_rest_of_key = re.compile("[0-9a-f]{62}", re.ASCII).fullmatch
 
 
 class Directory:
@@ -31,13 +33,17 @@ class Directory:
     Args:
         path: Where it is; it is made, with its parents, if it is missing.
         allow_network_fs: Do not refuse file systems whose locks do not hold.
+        is_durable: Whether a directory that is made is on the disk before anything is put into it.
     """
 
     _fd = -1  # while it is not open
     was_closed = False
 
-    def __init__(self, path: str | os.PathLike[str], *, allow_network_fs: bool = False) -> None:
+    def __init__(
+        self, path: str | os.PathLike[str], *, allow_network_fs: bool = False, is_durable: bool = False
+    ) -> None:
         self.path = Path(path).absolute()
+        self._is_durable = is_durable
         self._allow_network_fs = allow_network_fs
 
     def __repr__(self) -> str:
@@ -68,13 +74,18 @@ class Directory:
         """
         if self.is_open:
             return
-        self._refuse_planted_link()
-        self.path.mkdir(mode=0o700, parents=True, exist_ok=True)
-        fd = os.open(self.path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        try:
+            self._refuse_planted_link()
+            self._make()
+            fd = os.open(self.path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        except OSError as error:
+            raise self._unusable(error) from error
         try:
             self._check(os.fstat(fd))
-            for name in (TMP, CORRUPT):
-                make_directory(name, fd)
+            self._make_parts(fd)
+        except OSError as error:
+            os.close(fd)
+            raise self._unusable(error) from error
         except BaseException:
             os.close(fd)
             raise
@@ -89,15 +100,36 @@ class Directory:
             os.close(fd)
 
     def restore(self) -> None:
-        """Make the directory again after it was deleted, under the same descriptor."""
-        if os.fstat(self.fd).st_nlink:
-            return
-        again = Directory(self.path, allow_network_fs=self._allow_network_fs)
-        again.open()
-        try:
-            os.dup2(again.fd, self.fd, inheritable=False)
-        finally:
-            again.close()
+        """Make again what was deleted of the directory, under the same descriptor."""
+        if not os.fstat(self.fd).st_nlink:
+            again = Directory(self.path, allow_network_fs=self._allow_network_fs, is_durable=self._is_durable)
+            again.open()
+            try:
+                os.dup2(again.fd, self.fd, inheritable=False)
+            finally:
+                again.close()
+        self._make_parts(self.fd)
+
+    def _make(self) -> None:
+        """Make the directory and the parents that it lacks, each for this user alone."""
+        missing = [path for path in (self.path, *self.path.parents) if not path.exists()]
+        for path in reversed(missing):
+            path.mkdir(mode=0o700, exist_ok=True)
+            path.chmod(0o700)
+            if self._is_durable:
+                sync_directory(path.parent)
+
+    def _make_parts(self, fd: int) -> None:
+        for name in (TMP, CORRUPT):
+            make_directory(name, fd)
+        if self._is_durable:
+            os.fsync(fd)
+
+    def _unusable(self, error: OSError) -> StoreError:
+        return StoreError(
+            f"{self.path} can't be used as session directory: {error.strerror}; "
+            "name a directory that this user can make, enter and write to"
+        )
 
     def __del__(self) -> None:
         self.close()
@@ -142,8 +174,7 @@ def name_of(key: str) -> str:
 
 def key_of_name(shard: str, name: str) -> str | None:
     """Return the key of a file in a shard; None for a file that is no session's."""
-    key = shard + name
-    return key if len(key) == 64 and all(digit in "0123456789abcdef" for digit in name) else None
+    return shard + name if _is_rest_of_key(name) else None
 
 
 def temporary_name() -> str:
@@ -165,7 +196,7 @@ def make_directory(name: str, root_fd: int) -> None:
     os.chmod(name, 0o700, dir_fd=root_fd)
 
 
-def sync_directory(name: str, root_fd: int) -> None:
+def sync_directory(name: str | Path, root_fd: int | None = None) -> None:
     """Make the names in a directory durable."""
     fd = os.open(name, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC, dir_fd=root_fd)
     try:

@@ -126,17 +126,26 @@ class Files:
     async def naming(self, key: str) -> AsyncGenerator[None]:
         """Hold the right to change which file a key's name leads to."""
         started = time.monotonic()
-        lock = await self.io.run(self.open_shard, key[:2])
-        try:
-            while not lock.try_lock():
-                if time.monotonic() - started > _NAMING_TIMEOUT:
-                    raise LockTimeoutError(time.monotonic() - started, None)
-                await asyncio.sleep(0.001)
+        while (lock := await self.io.run(self.lock_shard, key[:2])) is None:
+            if time.monotonic() - started > _NAMING_TIMEOUT:
+                raise LockTimeoutError(time.monotonic() - started, None)
+            await asyncio.sleep(0.001)
+        with closing(lock):
             yield
-        finally:
-            lock.close()
 
-    def open_shard(self, shard: str) -> DirectoryLock:
+    def lock_shard(self, shard: str) -> DirectoryLock | None:
+        """Lock the directory of a shard, or return None if another has it. Blocks."""
+        lock = self._open_shard(shard)
+        try:
+            if lock.try_lock() and lock.leads_here():
+                return lock
+        except BaseException:
+            lock.close()
+            raise
+        lock.close()
+        return None
+
+    def _open_shard(self, shard: str) -> DirectoryLock:
         """Open the directory of a shard, made if it is missing. Blocks."""
         try:
             return DirectoryLock(shard, self.directory.fd)
@@ -194,9 +203,11 @@ class Files:
     def delete_placeholder(self, file: FileLock, key: str) -> None:
         """Delete a locked placeholder; the sweeper does it if this can't be done now. Blocks."""
         try:
-            with closing(self.open_shard(key[:2])) as shard:
-                if shard.try_lock() and file.leads_here():
-                    os.unlink(name_of(key), dir_fd=self.directory.fd)
+            shard = self.lock_shard(key[:2])
+            if shard is not None:
+                with closing(shard):
+                    if file.leads_here():
+                        os.unlink(name_of(key), dir_fd=self.directory.fd)
         except OSError as error:
             logger.warning("the file of a session that was not stored stays until the next sweep: %s", error.strerror)
 
@@ -224,6 +235,7 @@ class Files:
             return
         try:
             sync_directory(key[:2], self.directory.fd)
+            os.fsync(self.directory.fd)  # the shard may have been made just now, by any process
         except OSError as error:
             error.filename = None
             raise CommitUnknownError(f"the change may be undone by a power cut: {error}") from error

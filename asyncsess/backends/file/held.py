@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 import os
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from enum import Enum, auto
 from types import TracebackType
 from typing import Final
@@ -14,7 +16,6 @@ from asyncsess.backends.base import Record
 from asyncsess.backends.file import layout
 from asyncsess.backends.file.directory import name_of
 from asyncsess.backends.file.files import Files, decode, read_all, record_of
-from asyncsess.backends.file.io import as_store_error
 from asyncsess.backends.file.layout import DamagedError, Snapshot
 from asyncsess.backends.file.lock import FileLock, NewFile
 from asyncsess.backends.file.wakeup import running_bells
@@ -27,6 +28,8 @@ from asyncsess.errors import (
     LockTimeoutError,
     StoreError,
 )
+
+logger = logging.getLogger("asyncsess")
 
 # How long to stand back for a process that said it waits; it is woken at once, if it still lives.
 _POLITE: Final = 0.005
@@ -116,7 +119,7 @@ class FileHeld:
         self._check_held()
         if self._is_doubtful:
             raise CommitUnknownError("an earlier commit of this holder failed to reach the disk; open the session anew")
-        if self._snapshot and layout.fits(len(payload), self._snapshot.slot_size):
+        if self._fits(len(payload)):
             await self._files.write(self._overwrite, payload, now)
         else:
             version, created_at = (before.version + 1, before.created_at) if (before := self.record) else (1, now)
@@ -133,24 +136,27 @@ class FileHeld:
         self.lose()
 
     async def release(self, *, now: float) -> None:
+        before = self._snapshot
+        if self._file and before and before.version:
+            if now - before.accessed_at > _SAME_TIME:  # else the commit has noted it
+                self._touch(self._file, now)
+            self._close((before.created_at, now))
+        self.lose()
+
+    def _touch(self, file: FileLock, now: float) -> None:
         try:
-            if self._file and self._snapshot:
-                if self._is_touch_due(now):
-                    self._file.touch(now)
-                self._close((self._snapshot.created_at, now))
-        except OSError as error:
-            raise as_store_error(error) from error
-        finally:
-            self.lose()
+            file.touch(now)
+        except OSError as error:  # what was to be stored has been
+            logger.warning("that a session was used could not be recorded: %s", error.strerror)
+
+    def _fits(self, length: int) -> bool:
+        """Tell whether the next version can be written over the older slot."""
+        before = self._snapshot
+        return before is not None and not before.is_doubtful and layout.fits(length, before.slot_size)
 
     def _check_held(self) -> None:
         if self._turn is None or not self._turns.is_current(self._turn):
             raise LockLostError("the session is no longer held; nothing was stored")
-
-    def _is_touch_due(self, now: float) -> bool:
-        """Tell whether the session is there, and its last commit has not noted this time of use."""
-        before = self._snapshot
-        return before is not None and before.version > 0 and now - before.accessed_at > _SAME_TIME
 
     async def _acquire(self, started: float) -> None:
         """Lock the file that the session's name leads to, and read it."""
@@ -241,14 +247,18 @@ class FileHeld:
         slot, version = 1 - before.slot, before.version + 1
         data = layout.encode_slot(self._key, version, now, payload)
         file.write(data, layout.slot_offset(slot, before.slot_size))
-        if self._files.is_durable:
-            try:
+        try:
+            if self._files.is_durable:
                 os.fdatasync(file.fd)
-            except OSError as error:
-                # The system may have dropped what it could not write, and would call the next attempt a success.
-                self._is_doubtful = True
-                raise CommitUnknownError(f"the commit may not have reached the disk: {error}") from error
-        if not file.leads_here():
+            is_ours = file.leads_here()
+        except OSError as error:
+            # After a failed sync, the system may have dropped what it could not write, and would call the next attempt
+            # a success: nothing is tried again here, and whoever comes next keeps both slots.
+            self._is_doubtful = True
+            with suppress(OSError):
+                file.write(b"\1", layout.DOUBT_AT)
+            raise CommitUnknownError(f"the commit may not have reached the disk: {error.strerror}") from error
+        if not is_ours:
             raise LockLostError("the session's file was replaced or deleted; nothing was stored")
         self._snapshot = before._replace(accessed_at=now, version=version, payload=payload, slot=slot)
 

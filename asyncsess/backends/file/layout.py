@@ -7,6 +7,7 @@ little-endian.
     0    magic, format, length of the header, CRC-32 of these
     16   size of a slot, created at, CRC-32 of all before
     32   read at (since the last commit), CRC-32 of it
+    48   not zero: the last commit may not have reached the disk
     64   mark: who else waits | holder: process, since, task and place     not covered by a checksum
     512  slot A, slot B: CRC-32 of the key and what follows, length, version, committed at, payload
 
@@ -26,6 +27,7 @@ from asyncsess.errors import Holder
 
 SECTOR: Final = 512
 TOUCHED_AT: Final = 32
+DOUBT_AT: Final = 48
 MARK_AT: Final = 64
 _MAGIC: Final = b"asyncses"
 _FORMAT: Final = 1
@@ -61,6 +63,7 @@ class Snapshot(NamedTuple):
         slot: The slot it lies in, 0 or 1.
         is_settled: Whether it is known to be the newest. If not, the other slot is torn: it is being written
             now, or its writer was killed.
+        is_doubtful: Whether this version may be missing on the disk, so that the other slot must be kept too.
     """
 
     slot_size: int
@@ -70,6 +73,7 @@ class Snapshot(NamedTuple):
     payload: bytes
     slot: int
     is_settled: bool
+    is_doubtful: bool
 
 
 def slot_size_for(length: int) -> int:
@@ -125,7 +129,7 @@ def decode_file(data: bytes, key: str) -> Snapshot:
     """
     slot_size, created_at = check_size(data, len(data))
     if not slot_size:
-        return Snapshot(0, created_at, 0.0, 0, b"", 1, True)
+        return Snapshot(0, created_at, 0.0, 0, b"", 1, True, False)
     heads = _SLOT.unpack_from(data, SECTOR), _SLOT.unpack_from(data, SECTOR + slot_size)
     newer = 1 if heads[1][2] > heads[0][2] else 0
     for slot in (newer, 1 - newer):
@@ -139,7 +143,8 @@ def decode_file(data: bytes, key: str) -> Snapshot:
         ):
             accessed_at = max(committed_at, _decode_touch(data))
             payload = data[start + _SLOT.size : end]
-            return Snapshot(slot_size, created_at, accessed_at, version, payload, slot, slot == newer)
+            is_doubtful = data[DOUBT_AT] != 0
+            return Snapshot(slot_size, created_at, accessed_at, version, payload, slot, slot == newer, is_doubtful)
     raise DamagedError("neither of its two slots is whole")
 
 

@@ -8,6 +8,7 @@ copies at once, without unlocking.
 from __future__ import annotations
 
 import errno
+import logging
 import os
 import secrets
 import stat
@@ -20,6 +21,8 @@ from portalocker.portalocker import FlockLocker
 
 from asyncsess.backends.file import layout
 from asyncsess.errors import Holder, LockLostError, StoreError
+
+logger = logging.getLogger("asyncsess")
 
 _EXCLUSIVE: Final = LockFlags.EXCLUSIVE | LockFlags.NON_BLOCKING
 # portalocker.lock() does the same after validating the flags each time: 9.0 instead of 3.6 µs for lock and unlock.
@@ -87,7 +90,7 @@ class FileLock:
         except AlreadyLocked:
             return False
         except LockException as error:
-            raise StoreError(f"the file system can't lock: {error}") from error
+            raise StoreError(f"the file system can't lock: {error}") from error.__cause__
         self._is_locked = True
         return True
 
@@ -146,13 +149,18 @@ class FileLock:
             return
         fd, self.fd = self.fd, -1
         _process.descriptors.discard(fd)
+        # Whatever fails here, closing the descriptor gives the lock back, and the time is but a hint.
         try:
             if self._is_locked:
                 _locker.unlock(fd)
             if times is not None:
                 os.utime(fd, times)
-        finally:
+        except (LockException, OSError) as error:
+            logger.warning("a session file could not be released as usual: %s", _reason(error))
+        try:
             os.close(fd)
+        except OSError as error:
+            logger.warning("a session file could not be closed as usual: %s", _reason(error))
 
     def __del__(self) -> None:
         self.close()
@@ -169,7 +177,11 @@ class NewFile(FileLock):
     def __init__(self, name: str, root_fd: int) -> None:
         self._first_name = name
         super().__init__(name, root_fd, os.O_CREAT | os.O_EXCL)
-        self.try_lock()
+        try:
+            self.try_lock()
+        except BaseException:
+            self.close()
+            raise
 
     def close(self, times: tuple[float, float] | None = None) -> None:
         """Unlock and close the file, and delete it if it has no session's name."""
@@ -192,6 +204,7 @@ class DirectoryLock(FileLock):
         self.fd = -1
         self.fd = os.open(name, os.O_RDONLY | os.O_DIRECTORY | FLAGS, dir_fd=root_fd)
         _process.descriptors.add(self.fd)
+        self.status = os.fstat(self.fd)
 
 
 def open_file(name: str, flags: int, root_fd: int) -> int:
@@ -218,6 +231,12 @@ def refuse_foreign(status: os.stat_result) -> None:
         raise StoreError("a session's name leads to something that is not a regular file; refused")
     if status.st_uid != os.geteuid() or status.st_nlink > 1:
         raise StoreError("a session's file belongs to another user or has a second name; refused")
+
+
+def _reason(error: Exception) -> str:
+    """Return what the system said, without the name of the file."""
+    cause = error.__cause__ or error
+    return cause.strerror if isinstance(cause, OSError) and cause.strerror else type(cause).__name__
 
 
 def _drop_what_the_parent_holds() -> None:

@@ -25,6 +25,7 @@ P = ParamSpec("P")
 logger = logging.getLogger("asyncsess")
 
 _SLICE: Final = 250
+_BATCH: Final = 20
 _LEFTOVER_AGE: Final = 60.0
 _PLACEHOLDER_SIZE: Final = layout.file_size(0)
 
@@ -42,7 +43,7 @@ class Sweep:
         self._files = files
         self._expiry = expiry
         self._now = now
-        self._entries = self._leftovers_then_candidates()
+        self._entries = self._leftovers_then_sessions()
         self.deleted = 0
 
     def step(self) -> bool:
@@ -54,14 +55,18 @@ class Sweep:
                 return False
         return True
 
-    def _leftovers_then_candidates(self) -> Iterator[None]:
-        """Yield after each file, so that a slice may end there."""
+    def _leftovers_then_sessions(self) -> Iterator[None]:
+        """Yield after each file that was looked at, so that a slice may end there."""
         for entry in list_directory(TMP, self._files.directory.fd):
             self._guarded(self._look_at_leftover, entry)
             yield
         for shard in SHARDS:
+            candidates: list[str] = []
             for entry in list_directory(shard, self._files.directory.fd):
-                self._guarded(self._look_at_session, entry, key_of_name(shard, entry.name))
+                self._guarded(self._look_at_session, entry, key_of_name(shard, entry.name), candidates)
+                yield
+            for start in range(0, len(candidates), _BATCH):
+                self._guarded(self._delete_those_over, shard, candidates[start : start + _BATCH])
                 yield
 
     def _guarded(self, look: Callable[P, None], *args: P.args, **kwargs: P.kwargs) -> None:
@@ -83,22 +88,28 @@ class Sweep:
             if file.try_lock():
                 os.unlink(name, dir_fd=self._files.directory.fd)
 
-    def _look_at_session(self, entry: os.DirEntry[str], key: str | None) -> None:
+    def _look_at_session(self, entry: os.DirEntry[str], key: str | None, candidates: list[str]) -> None:
+        """Note a session that seems to have expired, or was never committed."""
         if key is None:
             return
         status = entry.stat(follow_symlinks=False)
-        may_be_over = self._expiry.is_over(status.st_atime, status.st_mtime, self._now)
         is_leftover = status.st_size == _PLACEHOLDER_SIZE and status.st_mtime < self._now - _LEFTOVER_AGE
-        if not may_be_over and not is_leftover:
-            return
-        with closing(FileLock(name_of(key), self._files.directory.fd)) as file:
-            if file.try_lock() and file.leads_here():
-                self._delete_if_over(file, key)
+        if is_leftover or self._expiry.is_over(status.st_atime, status.st_mtime, self._now):
+            candidates.append(key)
 
-    def _delete_if_over(self, file: FileLock, key: str) -> None:
-        with closing(self._files.open_shard(key[:2])) as shard:
-            if not shard.try_lock():
-                return  # somebody makes or moves a file here: the next sweep finds this one again
+    def _delete_those_over(self, shard: str, keys: list[str]) -> None:
+        """Delete the sessions that really have expired, under one lock of their directory."""
+        lock = self._files.lock_shard(shard)
+        if lock is None:
+            return  # somebody makes or moves a file here: the next sweep finds these again
+        with closing(lock):
+            for key in keys:
+                self._guarded(self._delete_if_over, key)
+
+    def _delete_if_over(self, key: str) -> None:
+        with closing(FileLock(name_of(key), self._files.directory.fd)) as file:
+            if not file.try_lock() or not file.leads_here():
+                return
             try:
                 snapshot = decode(read_all(file.fd, file.status.st_size), key)
             except DamagedError as error:
