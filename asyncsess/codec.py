@@ -9,9 +9,9 @@ from __future__ import annotations
 import hashlib
 import math
 import os
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from datetime import UTC, datetime
-from typing import TYPE_CHECKING, Any, Final, Literal, Protocol
+from typing import TYPE_CHECKING, Any, Final, Literal, Protocol, cast
 
 import msgspec
 
@@ -97,17 +97,23 @@ class _PlainCodec:
             raise CodecError(f"nested deeper than {_MAX_DEPTH} levels, or contains itself", path[:5])
         kind = type(value)
         if kind is dict:
-            for key, item in value.items():  # type: ignore[attr-defined]
-                if type(key) not in self._keys:
-                    raise CodecError(f"a key of type {_name_of(key)} would not come back unchanged", (*path, key))
-                if type(item) not in self._scalars:
-                    self._check(item, (*path, key))
+            mapping = cast(dict[object, object], value)
+            if not self._keys.issuperset(map(type, mapping)):
+                key = next(key for key in mapping if type(key) not in self._keys)
+                raise CodecError(f"a key of type {_name_of(key)} would not come back unchanged", (*path, key))
+            if not self._scalars.issuperset(map(type, mapping.values())):
+                self._check_all(mapping.items(), path)
         elif kind is list:
-            for index, item in enumerate(value):  # type: ignore[arg-type]
-                if type(item) not in self._scalars:
-                    self._check(item, (*path, index))
+            sequence = cast(list[object], value)
+            if not self._scalars.issuperset(map(type, sequence)):
+                self._check_all(enumerate(sequence), path)
         else:
             self._check_other(value, path)
+
+    def _check_all(self, items: Iterable[tuple[object, object]], path: Path) -> None:
+        for step, item in items:
+            if type(item) not in self._scalars:
+                self._check(item, (*path, step))
 
     def _check_other(self, value: object, path: Path) -> None:
         raise CodecError(

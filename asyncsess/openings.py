@@ -241,7 +241,7 @@ class ExclusiveOpening:
             if is_moved:
                 self._hold, self._held, self._key = new_hold, new, key
                 session.becomes(State.EXCLUSIVE, session_id)
-                self._note(data)
+                self._note(data, new.record)
                 await _leave(old_hold)
             else:
                 try:
@@ -272,16 +272,15 @@ class ExclusiveOpening:
             return
         payload, now = self._policy.seal(data, self._key), self._policy.clock()
         if self._held is not None:
-            await self._held.commit(payload, now=now)
+            record = await self._held.commit(payload, now=now)
         else:
             create = self._policy.backend.create
-            await self._enter(create(self._key, payload, created_at=now, now=now, holder=self._holder))
-        self._note(data)
+            held = await self._enter(create(self._key, payload, created_at=now, now=now, holder=self._holder))
+            record = held.record
+        self._note(data, record)
 
-    def _note(self, data: bytes) -> None:
+    def _note(self, data: bytes, record: Record | None) -> None:
         """Tell the session what has been stored."""
-        assert self._held is not None
-        record = self._held.record
         assert record is not None
         self._session.committed(data)
         ends_at = self._policy.expiry.ends_at(record.created_at, record.accessed_at)

@@ -43,7 +43,7 @@ def pytest_asyncio_loop_factories() -> Mapping[str, Callable[[], asyncio.Abstrac
 def pytest_collection_finish() -> None:
     uvloop.new_event_loop().close()  # libuv keeps a pipe from its first loop on
     gc.collect()
-    gc.freeze()  # else the collection after each test takes longer than the test
+    gc.freeze()
 
 
 @pytest.hookimpl(wrapper=True)
@@ -94,7 +94,6 @@ class _Footprint(NamedTuple):
 
     @classmethod
     def of_this_process(cls) -> _Footprint:
-        gc.collect()  # the inotify instance of a loop, the threads of a pool go with their owner
         threads = set(threading.enumerate())
         return cls(Counter(_open_descriptors()), threads, Counter(_flocks()))
 
@@ -105,6 +104,8 @@ def _nothing_leaks(request: pytest.FixtureRequest) -> Iterator[None]:
     yield
     if request.node.stash.get(_HAS_FAILED, False):  # the traceback holds on to whatever it was about
         return
+    gc.collect()  # the inotify instance of a loop, the threads of a pool go with their owner
+    gc.freeze()  # what pytest keeps of each test would make the collections slower than the tests
     after = _Footprint.of_this_process()
     for thread in after.threads - before.threads:
         thread.join(5.0)  # a pool that was shut down is not waited for by its store
@@ -122,7 +123,7 @@ async def _no_task_is_left(_nothing_leaks: None) -> AsyncIterator[None]:
 
 
 @pytest.fixture(autouse=True)
-def _nothing_secret_is_logged(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+def _nothing_secret_is_logged() -> Iterator[None]:
     """Look for ids, keys and values of sessions in all that is logged, tracebacks included."""
     ids: set[str] = set()
     values: set[str] = set()
@@ -152,15 +153,16 @@ def _nothing_secret_is_logged(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]
             if record.exc_info and record.exc_info[1]:
                 logged.extend(traceback.format_exception(record.exc_info[1]))
 
-    monkeypatch.setattr(secrets, "token_urlsafe", token_urlsafe)
-    monkeypatch.setattr(Session, "__init__", init)
-    monkeypatch.setattr(Session, "load", load_)
-    monkeypatch.setattr(Session, "encoded", encoded_)
     logger, listener = logging.getLogger("asyncsess"), Listener()
-    logger.addHandler(listener)
-    monkeypatch.setattr(logger, "level", logging.DEBUG)
-    yield
-    logger.removeHandler(listener)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(secrets, "token_urlsafe", token_urlsafe)
+        patch.setattr(Session, "__init__", init)
+        patch.setattr(Session, "load", load_)
+        patch.setattr(Session, "encoded", encoded_)
+        patch.setattr(logger, "level", logging.DEBUG)
+        logger.addHandler(listener)
+        yield
+        logger.removeHandler(listener)
     text = "\n".join(logged)
     keys = {hashlib.sha256(session_id.encode()).hexdigest() for session_id in ids}
     # Without its first two digits, a key is the name of a file.

@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from asyncsess import SessionNotFoundError, SessionStore
-from asyncsess.expiry import Expiry, seconds
+from asyncsess.expiry import Expiry, limit, seconds
 from asyncsess.testing import FakeClock
 from tests.conftest import NewStore
 
@@ -24,15 +24,28 @@ limits = st.none() | st.floats(1e-3, 1e9)
 # The pure part.
 
 
-@pytest.mark.parametrize(("given_", "expected"), [(None, None), (1, 1.0), (0.5, 0.5), (timedelta(minutes=2), 120.0)])
-def test_a_duration_is_seconds_or_a_timedelta_or_none(given_: Any, expected: float | None) -> None:
-    assert seconds(given_, "idle_timeout") == expected
+@pytest.mark.parametrize(("duration", "expected"), [(1, 1.0), (0.5, 0.5), (timedelta(minutes=2), 120.0)])
+def test_a_duration_is_seconds_or_a_timedelta(duration: Any, expected: float) -> None:
+    assert seconds(duration, "idle_timeout") == limit(duration, "idle_timeout") == expected
+
+
+def test_none_is_no_limit() -> None:
+    assert limit(None, "idle_timeout") is None
 
 
 @pytest.mark.parametrize("wrong", [0, -1, timedelta(0), timedelta(seconds=-1), math.nan])
 def test_a_duration_that_is_not_positive_is_refused_by_its_name(wrong: Any) -> None:
-    with pytest.raises(ValueError, match="idle_timeout"):
-        seconds(wrong, "idle_timeout")
+    for check in (seconds, limit):
+        with pytest.raises(ValueError, match="idle_timeout"):
+            check(wrong, "idle_timeout")
+
+
+@pytest.mark.parametrize("nothing", [0, 0.0, timedelta(0)])
+def test_a_duration_may_be_zero_only_where_it_is_said_so(nothing: Any) -> None:
+    assert seconds(nothing, "timeout", or_zero=True) == 0.0
+    for wrong in (-1, math.nan):
+        with pytest.raises(ValueError, match="timeout"):
+            seconds(wrong, "timeout", or_zero=True)
 
 
 @given(created=times, accessed=times, now=times)

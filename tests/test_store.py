@@ -274,7 +274,30 @@ async def test_the_timeout_of_the_store_holds_where_none_is_given(new_store: New
         assert await stored(store, session_id) == {}
 
 
-@pytest.mark.parametrize("name", ["idle_timeout", "lifetime", "lock_timeout", "sweep_interval"])
+async def test_a_timeout_of_zero_tries_once(store: SessionStore) -> None:
+    session_id = await store.create()
+    done = asyncio.Event()
+    holder = asyncio.create_task(hold(store, session_id, done))
+    await until(lambda: store.statistics().holding == 1)
+    for timeout in (0, timedelta(0)):
+        with pytest.raises(LockTimeoutError):
+            await store.open(session_id, timeout=timeout).__aenter__()
+    done.set()
+    await holder
+    async with store.open(session_id, timeout=0) as session:
+        session["a"] = 1
+    assert await stored(store, session_id) == {"a": 1}
+
+
+@pytest.mark.parametrize("timeout", [-1, -0.001, timedelta(seconds=-1), float("nan")])
+def test_a_negative_timeout_is_refused(timeout: Any) -> None:
+    with pytest.raises(ValueError, match="timeout"):
+        MemoryStore().open("job", timeout=timeout)
+    with pytest.raises(ValueError, match="lock_timeout"):
+        MemoryStore(lock_timeout=timeout)
+
+
+@pytest.mark.parametrize("name", ["idle_timeout", "lifetime", "sweep_interval"])
 @pytest.mark.parametrize("wrong", [0, -1, timedelta(0)])
 def test_a_limit_of_no_time_is_refused_by_its_name(name: str, wrong: Any) -> None:
     with pytest.raises(ValueError, match=name):

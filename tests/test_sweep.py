@@ -3,14 +3,15 @@ from __future__ import annotations
 import asyncio
 import logging
 import os
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from contextlib import ExitStack, suppress
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import pytest
 
-from asyncsess import FileStore, SessionNotFoundError, SessionStore, StoreError
+from asyncsess import FileStore, MsgpackCodec, SessionNotFoundError, SessionStore, StoreError
 from asyncsess.backends.file import held, layout, sweep
 from asyncsess.backends.file.directory import Directory
 from asyncsess.backends.file.lock import DirectoryLock, FileLock
@@ -231,7 +232,7 @@ async def test_placeholders_of_killed_processes_are_deleted_after_a_minute_and_n
     old, young = file_of("old-job"), file_of("young-job")
     for path, name, seconds in ((old, "old-job", LEFTOVER_AGE + 1), (young, "young-job", LEFTOVER_AGE - 1)):
         path.parent.mkdir(mode=0o700, exist_ok=True)
-        path.write_bytes(layout.encode_file(key_of(name), 0, 0.0, 0, b""))
+        path.write_bytes(layout.encode_file(key_of(name), 0, 0.0, 0, 0.0, b""))
         age(path, clock(), seconds)
     assert await file_store.delete_expired() == 0
     assert (old.exists(), young.exists()) == (False, True)
@@ -261,7 +262,7 @@ async def test_a_file_of_a_newer_format_is_left_alone(
     session_id = await file_store.create()
     with monkeypatch.context() as newer:
         newer.setattr(layout, "_FORMAT", 2)
-        content = layout.encode_file(key_of(session_id), 512, clock(), 1, b"{}")
+        content = layout.encode_file(key_of(session_id), 512, clock(), 1, clock(), b"{}")
     file_of(session_id).write_bytes(content)
     age(file_of(session_id), clock(), 10 * IDLE)
     await file_store.create()
@@ -333,60 +334,51 @@ async def test_one_store_at_a_time_sweeps_a_directory(file_store: FileStore, dir
 # What happens between the look at a file and its lock.
 
 
-async def test_a_session_used_just_before_the_sweeper_locks_it_stays(
-    file_store: FileStore, file_of: Any, clock: FakeClock, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    session_id = await file_store.create({"a": 1})
-    now = clock() + IDLE
+def before_each_lock(monkeypatch: pytest.MonkeyPatch, module: ModuleType, meanwhile: Callable[[], Any]) -> None:
+    """Let something happen after a file was opened, and before it is locked."""
 
     class LateLock(FileLock):
         __slots__ = ()
 
         def try_lock(self) -> bool:
-            os.utime(file_of(session_id), (now, now))  # as another process does that gives its lock back
+            meanwhile()
             return super().try_lock()
 
-    clock.advance(IDLE)
-    monkeypatch.setattr(sweep, "FileLock", LateLock)
-    assert await file_store.delete_expired() == 0
-    assert await exists(file_store, session_id)
+    monkeypatch.setattr(module, "FileLock", LateLock)
 
 
-async def test_a_session_used_just_before_another_locks_it_has_not_expired(
-    file_store: FileStore, file_of: Any, clock: FakeClock, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize("module", [sweep, held], ids=["sweep", "open"])
+async def test_a_session_used_just_before_its_lock_is_taken_has_not_expired(
+    file_store: FileStore, file_of: Any, clock: FakeClock, monkeypatch: pytest.MonkeyPatch, module: ModuleType
 ) -> None:
     session_id = await file_store.create({"a": 1})
-    now = clock() + IDLE
-
-    class LateLock(FileLock):
-        __slots__ = ()
-
-        def try_lock(self) -> bool:
-            os.utime(file_of(session_id), (now, now))
-            return super().try_lock()
-
+    key = key_of(session_id)
     clock.advance(IDLE)
-    monkeypatch.setattr(held, "FileLock", LateLock)
+
+    def another_process_commits() -> None:
+        size = layout.decode_file(file_of(session_id).read_bytes(), key).slot_size
+        with file_of(session_id).open("r+b") as file:
+            file.seek(layout.slot_offset(1, size))
+            file.write(layout.encode_slot(key, 2, clock() - 1, MsgpackCodec().encode({"a": 2})))
+
+    before_each_lock(monkeypatch, module, another_process_commits)
+    if module is sweep:
+        assert await file_store.delete_expired() == 0
     async with file_store.open(session_id) as session:
-        assert session["a"] == 1
+        assert (session["a"], session.version) == (2, 2)
 
 
 async def test_a_session_made_anew_while_the_sweeper_looks_stays(
     file_store: FileStore, file_of: Any, clock: FakeClock, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    session_id = await file_store.create({"a": 1})
-    path = file_of(session_id)
+    path = file_of(await file_store.create({"a": 1}))
 
-    class LateLock(FileLock):
-        __slots__ = ()
-
-        def try_lock(self) -> bool:
-            content = path.read_bytes()
-            path.unlink()
-            path.write_bytes(content)
-            return super().try_lock()
+    def another_process_replaces_it() -> None:
+        content = path.read_bytes()
+        path.unlink()
+        path.write_bytes(content)
 
     clock.advance(IDLE)
-    monkeypatch.setattr(sweep, "FileLock", LateLock)
+    before_each_lock(monkeypatch, sweep, another_process_replaces_it)
     assert await file_store.delete_expired() == 0
     assert path.exists()

@@ -85,8 +85,9 @@ class Turns:
         """
         turn = Turn(key, holder)
         with self._guard:
-            line = self._lines.setdefault(key, _Line(turn))
-            if line.current is turn:
+            line = self._lines.get(key)
+            if line is None:
+                self._lines[key] = _Line(turn)
                 turn.is_granted = True
                 return turn
             if turn.task is not None and line.current.task is turn.task:
