@@ -272,12 +272,11 @@ class ExclusiveOpening:
             return
         payload, now = self._policy.seal(data, self._key), self._policy.clock()
         if self._held is not None:
-            record = await self._held.commit(payload, now=now)
+            self._note(data, await self._held.commit(payload, now=now))
         else:
             create = self._policy.backend.create
             held = await self._enter(create(self._key, payload, created_at=now, now=now, holder=self._holder))
-            record = held.record
-        self._note(data, record)
+            self._note(data, held.record)
 
     def _note(self, data: bytes, record: Record | None) -> None:
         """Tell the session what has been stored."""
