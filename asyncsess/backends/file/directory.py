@@ -14,6 +14,7 @@ import os
 import re
 import secrets
 import stat
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Final
@@ -44,6 +45,7 @@ class Directory:
     ) -> None:
         self.path = Path(path).absolute()
         self._is_durable = is_durable
+        self._guard = threading.Lock()  # several threads may be the first to use a store
         self._allow_network_fs = allow_network_fs
 
     def __repr__(self) -> str:
@@ -72,8 +74,12 @@ class Directory:
             StoreError: It is somebody else's, others may write to it, it is a symbolic link that others could have
                 put there, or it lies on a file system that does not keep the promises of a lock.
         """
-        if self.is_open:
-            return
+        with self._guard:
+            if not self.is_open:
+                self._fd = self._open()
+                self.was_closed = False
+
+    def _open(self) -> int:
         try:
             self._refuse_planted_link()
             self._make()
@@ -89,8 +95,7 @@ class Directory:
         except BaseException:
             os.close(fd)
             raise
-        self._fd = fd
-        self.was_closed = False
+        return fd
 
     def close(self) -> None:
         """Give back the descriptor; from here on, only `open` opens the directory."""

@@ -195,10 +195,17 @@ class Files:
         self._sync_names(key)
 
     def delete(self, file: FileLock, key: str) -> None:
-        """Delete a session's locked file, if the name still leads to it; within `naming`. Blocks."""
+        """Delete a session's locked file; within `naming`. Blocks.
+
+        Raises:
+            LockLostError: The name leads to another file, which stays.
+            CommitUnknownError: The name is gone, but perhaps not from the disk.
+        """
         if file.leads_here():
             os.unlink(name_of(key), dir_fd=self.directory.fd)
             self._sync_names(key)
+        elif exists(name_of(key), self.directory.fd):
+            raise LockLostError("the session's file was replaced; nothing was deleted")
 
     def delete_placeholder(self, file: FileLock, key: str) -> None:
         """Delete a locked placeholder; the sweeper does it if this can't be done now. Blocks."""

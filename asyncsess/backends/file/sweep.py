@@ -17,7 +17,7 @@ from asyncsess.backends.file.directory import SHARDS, TMP, key_of_name, list_dir
 from asyncsess.backends.file.files import Files, decode, read_all
 from asyncsess.backends.file.layout import DamagedError
 from asyncsess.backends.file.lock import FileLock
-from asyncsess.errors import StoreError
+from asyncsess.errors import SessionError
 from asyncsess.expiry import Expiry
 
 P = ParamSpec("P")
@@ -75,7 +75,7 @@ class Sweep:
             look(*args, **kwargs)
         except FileNotFoundError:  # deleted meanwhile
             return
-        except (OSError, StoreError) as error:
+        except (OSError, SessionError) as error:
             reason = error.strerror if isinstance(error, OSError) else error
             logger.warning("a file could not be swept, and was left alone: %s", reason)
 
