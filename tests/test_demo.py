@@ -37,7 +37,7 @@ async def nothing() -> None:
 
 
 async def until(is_so: Callable[[], object]) -> None:
-    while not is_so():  # noqa: ASYNC110 - statistics ring no bell
+    while not is_so():
         await asyncio.sleep(0)
 
 

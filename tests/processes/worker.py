@@ -119,7 +119,7 @@ async def wait(store: FileStore, session_id: str) -> None:
 async def hold_with_child(store: FileStore, session_id: str) -> None:
     """Hold the session with a child process that knows nothing of it."""
     async with store.open(session_id):
-        child = subprocess.Popen(["sleep", "60"], close_fds=False)  # noqa: ASYNC220
+        child = subprocess.Popen(["sleep", "60"], close_fds=False)
         say("holding", child.pid)
         await told()
 

@@ -1,0 +1,1 @@
+"""Measure asyncsess beside others, in one run on one machine: ``python -m benchmarks``."""
