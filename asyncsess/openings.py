@@ -8,6 +8,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import os
+import weakref
 from collections.abc import Callable
 from contextlib import AbstractAsyncContextManager, suppress
 from dataclasses import dataclass, field
@@ -140,8 +141,8 @@ class ExclusiveOpening:
     """
 
     __slots__ = (
-        "_caller", "_create", "_held", "_hold", "_holder", "_is_fresh", "_key", "_policy", "_session", "_timeout",
-        "task",
+        "_busy", "_caller", "_create", "_held", "_hold", "_holder", "_is_fresh", "_key", "_policy", "_session", "_task",
+        "_timeout",
     )  # fmt: skip
 
     def __init__(
@@ -154,13 +155,19 @@ class ExclusiveOpening:
         self._create = create
         self._timeout = timeout
         self._caller = caller
-        self.task: asyncio.Task[Any] | None = None
+        self._busy = asyncio.Lock()
+        self._task: weakref.ref[asyncio.Task[Any]] | None = None
         self._session = Session(self, session_id, State.EXCLUSIVE, policy.codec)
         self._hold: AbstractAsyncContextManager[Held] | None = None
         self._held: Held | None = None
 
+    def is_of(self, task: asyncio.Task[Any] | None) -> bool:
+        """Tell whether a task opened this."""
+        return self._task is not None and self._task() is task
+
     async def __aenter__(self) -> Session:
-        self.task = asyncio.current_task()
+        task = asyncio.current_task()
+        self._task = weakref.ref(task) if task else None
         self._holder = holder_at(*self._caller)
         self._policy.openings.add(self)
         try:
@@ -174,52 +181,64 @@ class ExclusiveOpening:
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
-        try:
-            if kind is None:
-                if self._session.state is State.EXCLUSIVE:
-                    await self._commit(self._session.changes())
-                    await self._release()
-                else:
+        async with self._busy:  # another task of the block may be saving
+            state = self._session.state
+            try:
+                if kind is None and state is State.EXCLUSIVE:
+                    await self._commit_and_release(State.CLOSED)
+                elif kind is None:
                     self._session.check_unchanged()
-        finally:
-            self._session.becomes(State.CLOSED)
-            await self._leave()
+            finally:
+                self._session.becomes(State.CLOSED)
+                await self._leave()
 
     async def save(self) -> None:
-        data = self._session.changes()
-        if data is None and self._session.is_new:
-            data = self._session.encoded()
-        await self._commit(data)
+        async with self._busy:
+            self._session.check_writable()
+            data = self._session.take_changes()
+            if data is None and self._session.is_new:
+                data = self._session.encoded()
+            await self._commit(data)
 
     async def release(self) -> None:
-        try:
-            await self._commit(self._session.changes())
-            await self._release()
-        finally:
+        async with self._busy:
+            self._session.check_writable()
+            try:
+                await self._commit_and_release(State.RELEASED)
+            finally:
+                await self._leave()
+
+    async def rollback(self) -> None:
+        async with self._busy:
+            self._session.check_writable()
+            self._session.reset()
             self._session.becomes(State.RELEASED)
             await self._leave()
 
-    async def rollback(self) -> None:
-        self._session.reset()
-        self._session.becomes(State.RELEASED)
-        await self._leave()
-
     async def refresh(self) -> None:
-        if self._held is not None or self._session.is_new:
-            self._session.reset()
-            return
-        record = await self._policy.backend.read(self._key)
-        if not self._policy.load(self._session, record, self._key):
-            raise SessionNotFoundError(_NOT_FOUND)
+        async with self._busy:
+            if self._held is not None or self._session.is_new:
+                self._session.reset()
+                return
+            record = await self._policy.backend.read(self._key)
+            if not self._policy.load(self._session, record, self._key):
+                raise SessionNotFoundError(_NOT_FOUND)
 
     async def destroy(self) -> None:
-        if self._held is not None:
-            await self._held.delete()
-        self._session.load({}, None)
-        self._session.becomes(State.DESTROYED)
-        await self._leave()
+        async with self._busy:
+            self._session.check_writable()
+            if self._held is not None:
+                await self._held.delete()
+            self._session.load({}, None)
+            self._session.becomes(State.DESTROYED)
+            await self._leave()
 
     async def regenerate_id(self) -> None:
+        async with self._busy:
+            self._session.check_writable()
+            await self._regenerate_id()
+
+    async def _regenerate_id(self) -> None:
         session_id, session = new_session_id(), self._session
         key, data = key_of(session_id), session.encoded()
         payload = self._policy.seal(data, key)
@@ -240,7 +259,7 @@ class ExclusiveOpening:
         finally:
             if is_moved:
                 self._hold, self._held, self._key = new_hold, new, key
-                session.becomes(State.EXCLUSIVE, session_id)
+                session.becomes(session.state, session_id)
                 self._note(data, new.record)
                 await _leave(old_hold)
             else:
@@ -266,17 +285,30 @@ class ExclusiveOpening:
             if not self._create:
                 raise SessionNotFoundError(_NOT_FOUND)
 
+    async def _commit_and_release(self, then: State) -> None:
+        """Store what was changed, and nothing that is changed from here on, which raises."""
+        data = self._session.take_changes()
+        self._session.becomes(then)
+        await self._commit(data)
+        if self._held is not None:
+            await self._held.release(now=self._policy.clock())
+
     async def _commit(self, data: bytes | None) -> None:
         """Store encoded values, if there are any to store."""
         if data is None:
             return
-        payload, now = self._policy.seal(data, self._key), self._policy.clock()
-        if self._held is not None:
-            self._note(data, await self._held.commit(payload, now=now))
-        else:
-            create = self._policy.backend.create
-            held = await self._enter(create(self._key, payload, created_at=now, now=now, holder=self._holder))
-            self._note(data, held.record)
+        try:
+            payload, now = self._policy.seal(data, self._key), self._policy.clock()
+            if self._held is not None:
+                record: Record | None = await self._held.commit(payload, now=now)
+            else:
+                create = self._policy.backend.create
+                held = await self._enter(create(self._key, payload, created_at=now, now=now, holder=self._holder))
+                record = held.record
+        except BaseException:
+            self._session.not_committed()
+            raise
+        self._note(data, record)
 
     def _note(self, data: bytes, record: Record | None) -> None:
         """Tell the session what has been stored."""
@@ -284,10 +316,6 @@ class ExclusiveOpening:
         self._session.committed(data)
         ends_at = self._policy.expiry.ends_at(record.created_at, record.accessed_at)
         self._session.dated(record.version, record.created_at, ends_at)
-
-    async def _release(self) -> None:
-        if self._held is not None:
-            await self._held.release(now=self._policy.clock())
 
     async def _enter(self, hold: AbstractAsyncContextManager[Held]) -> Held:
         self._held = await hold.__aenter__()

@@ -161,7 +161,6 @@ class Session(MutableMapping[str, Any]):
             LockLostError: The session was taken away; nothing was stored.
             StoreError: The store failed; nothing was stored.
         """
-        self.check_writable()
         await self._keeper.save()
 
     async def release(self) -> None:
@@ -194,7 +193,6 @@ class Session(MutableMapping[str, Any]):
 
     async def destroy(self) -> None:
         """Delete the session and let others in, who will not find it."""
-        self.check_writable()
         await self._keeper.destroy()
 
     async def regenerate_id(self) -> None:
@@ -203,7 +201,6 @@ class Session(MutableMapping[str, Any]):
         Do this at each change of privilege, such as a login, so that an id that somebody planted or saw before
         is worth nothing. If the process is killed in between, both ids lead to the session, never none.
         """
-        self.check_writable()
         await self._keeper.regenerate_id()
 
     # For the keeper.
@@ -236,10 +233,19 @@ class Session(MutableMapping[str, Any]):
         baseline = self._baseline
         self.load({} if baseline is None else self._codec.decode(baseline), baseline)
 
+    def take_changes(self) -> bytes | None:
+        """Return `changes` to commit them: what is changed from here on is for the next commit."""
+        data = self.changes()
+        self._is_changed = False
+        return data
+
     def committed(self, baseline: bytes) -> None:
         """Note what the store has now. What was handed out may still be changed, so it stays exposed."""
         self._baseline = baseline
-        self._is_changed = False
+
+    def not_committed(self) -> None:
+        """Note that what was taken to be committed is still to be."""
+        self._is_changed = True
 
     def dated(self, version: int, created_at: float, ends_at: float) -> None:
         """Note the version and the times of what the store has."""

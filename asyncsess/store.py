@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import os
 import random
 import sys
 import time
 from collections.abc import AsyncIterator, Callable, Mapping
-from contextlib import AbstractAsyncContextManager, suppress
+from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass
 from datetime import timedelta
 from types import TracebackType
@@ -74,6 +75,7 @@ class SessionStore:
         self._sweep_interval = limit(sweep_interval, "sweep_interval")
         self._sweeper: asyncio.Task[None] | None = None
         self._swept = 0
+        self._pid = os.getpid()
         self._is_closed = False
 
     def __repr__(self) -> str:
@@ -82,6 +84,7 @@ class SessionStore:
     async def __aenter__(self) -> Self:
         await self._policy.backend.open()
         self._is_closed = False
+        self._pid = os.getpid()
         if self._sweep_interval is not None:
             self._sweeper = asyncio.create_task(self._sweep(self._sweep_interval), name="asyncsess sweeper")
         return self
@@ -201,19 +204,25 @@ class SessionStore:
             timeout: Seconds to wait.
         """
         self._is_closed = True
+        try:
+            await self._stop_sweeping()
+            me, until = asyncio.current_task(), time.monotonic() + timeout
+            # The blocks may belong to other event loops, so there is no event of this one to wait for.
+            while self._is_open_elsewhere(me) and time.monotonic() < until:  # noqa: ASYNC110
+                await asyncio.sleep(0.005)
+        finally:
+            await self._policy.backend.aclose()
+
+    async def _stop_sweeping(self) -> None:
         sweeper, self._sweeper = self._sweeper, None
-        if sweeper is not None:
+        if sweeper is not None and sweeper.get_loop() is asyncio.get_running_loop():  # else the loop ended with it
             sweeper.cancel()
-            with suppress(asyncio.CancelledError):
-                await sweeper
-        me, until = asyncio.current_task(), time.monotonic() + timeout
-        # The blocks may belong to other event loops, so there is no event of this one to wait for.
-        while self._is_open_elsewhere(me) and time.monotonic() < until:  # noqa: ASYNC110
-            await asyncio.sleep(0.005)
-        await self._policy.backend.aclose()
+            await asyncio.wait([sweeper])
 
     def _is_open_elsewhere(self, me: asyncio.Task[Any] | None) -> bool:
-        return any(opening.task is not me for opening in self._policy.openings)
+        if self._pid != os.getpid():  # the blocks are those of the process that this one was forked from
+            return False
+        return any(not opening.is_of(me) for opening in self._policy.openings)
 
     async def _sweep(self, interval: float) -> None:
         """Delete expired sessions from time to time. Several processes need not do it all at once."""

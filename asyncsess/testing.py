@@ -133,12 +133,13 @@ class BackendContract:
             assert sorted(await _keys(backend)) == sorted(await _keys(other)) == [KEY, OTHER_KEY]
 
     async def test_touch_moves_the_last_use_only_forward_and_revives_nothing(self, backend: Backend) -> None:
-        async with create(backend) as held:
-            for now, expected in ((NOW + 7, NOW + 7), (NOW + 3, NOW + 7), (NOW + 8, NOW + 8)):
-                await backend.touch(KEY, now=now)  # needs no lock
-                assert await backend.read(KEY) == Record(b"payload", 1, NOW, expected)
+        await put(backend)
+        for now, expected in ((NOW + 7, NOW + 7), (NOW + 3, NOW + 7), (NOW + 8, NOW + 8)):
+            await backend.touch(KEY, now=now)
+            assert await backend.read(KEY) == Record(b"payload", 1, NOW, expected)
+        async with hold(backend) as held:
+            await backend.touch(KEY, now=NOW + 9)  # does not wait for the holder, who notes the use itself
             await held.delete()
-        await backend.touch(KEY, now=NOW + 9)
         assert (await backend.read(KEY), await _keys(backend)) == (None, [])
 
     async def test_holders_come_in_the_order_in_which_they_asked(self, backend: Backend) -> None:

@@ -7,6 +7,7 @@ needs the same codec and secrets.
 from __future__ import annotations
 
 import os
+import secrets
 from collections.abc import AsyncIterator
 from contextlib import suppress
 from typing import Annotated, Final, NamedTuple, TypeVar
@@ -29,10 +30,13 @@ class _Head(msgspec.Struct, forbid_unknown_fields=True):
     asyncsess_export: int
 
 
+_Time = Annotated[float, msgspec.Meta(ge=0, le=253402300799)]  # until the year 9999
+
+
 class _Line(msgspec.Struct, forbid_unknown_fields=True):
-    key: Annotated[str, msgspec.Meta(pattern="^[0-9a-f]{64}$")]
-    created_at: float
-    accessed_at: float
+    key: Annotated[str, msgspec.Meta(pattern=r"^[0-9a-f]{64}\Z")]
+    created_at: _Time
+    accessed_at: _Time
     payload: bytes
 
 
@@ -58,7 +62,7 @@ async def export_sessions(store: SessionStore, path: str | os.PathLike[str]) -> 
         OSError: The file can't be written.
         StoreError, CorruptSessionError: A session can't be read; there is no file then.
     """
-    unfinished = f"{os.fspath(path)}.unfinished"
+    unfinished = f"{os.fspath(path)}.{secrets.token_hex(8)}"
     count = 0
     try:
         async with aiofiles.open(unfinished, "wb", opener=_private) as file:
@@ -113,7 +117,7 @@ async def _store_line(store: SessionStore, line: _Line, replace: bool) -> bool:
         if held.record is not None and not replace:
             return False
         await held.commit(line.payload, now=line.created_at)
-    await store.backend.touch(line.key, now=line.accessed_at)
+        await held.release(now=line.accessed_at)  # before a sweep can find it long unused
     return True
 
 
@@ -131,4 +135,4 @@ def _parse(text: bytes, number: int, kind: type[T]) -> T:
 
 
 def _private(path: str, flags: int) -> int:
-    return os.open(path, flags | os.O_NOFOLLOW, 0o600)
+    return os.open(path, flags | os.O_EXCL | os.O_NOFOLLOW, 0o600)

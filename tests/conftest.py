@@ -104,12 +104,13 @@ def _nothing_leaks(request: pytest.FixtureRequest) -> Iterator[None]:
     yield
     if request.node.stash.get(_HAS_FAILED, False):  # the traceback holds on to whatever it was about
         return
-    gc.collect()  # the inotify instance of a loop, the threads of a pool go with their owner
+    gc.collect()  # the threads of a pool end with its owner
+    for thread in {*threading.enumerate()} - before.threads:
+        thread.join(5.0)  # a pool that was shut down is not waited for by its store
+    gc.collect()  # the inotify instance of a loop goes with it, once no thread knows it any more
     gc.freeze()  # what pytest keeps of each test would make the collections slower than the tests
     after = _Footprint.of_this_process()
-    for thread in after.threads - before.threads:
-        thread.join(5.0)  # a pool that was shut down is not waited for by its store
-    assert [thread for thread in after.threads - before.threads if thread.is_alive()] == []
+    assert after.threads - before.threads == set()
     assert after.locks - before.locks == Counter()
     assert after.descriptors - before.descriptors == Counter()
     if tmp_path := request.node.funcargs.get("tmp_path"):

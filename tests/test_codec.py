@@ -16,7 +16,7 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from asyncsess import Codec, CodecError, EncryptedCodec, JSONCodec, MemoryStore, MsgpackCodec
+from asyncsess import Codec, CodecError, EncryptedCodec, JSONCodec, MemoryStore, MsgpackCodec, SessionStore
 
 KEY, OTHER_KEY = "0a" * 32, "b1" * 32
 SECRETS = [bytes([number]) * 32 for number in range(3)]
@@ -378,6 +378,30 @@ def test_the_repr_shows_no_secret() -> None:
     shown = repr(EncryptedCodec(secrets))
     assert "secrets=2" in shown
     assert not any(repr(secret)[2:-1] in shown or secret.hex() in shown for secret in secrets)
+
+
+@algorithms
+async def test_a_session_stays_readable_through_all_its_life(algorithm: Any) -> None:
+    async with MemoryStore(codec=EncryptedCodec(SECRETS, algorithm=algorithm), sweep_interval=None) as store:
+        async with store.open(await store.create({"n": 0})) as session:
+            session["n"] += 1
+            await session.save()
+            await session.regenerate_id()
+            await session.refresh()
+            session["n"] += 1
+        async with store.open(session.id, readonly=True) as snapshot:
+            assert snapshot["n"] == 2
+
+
+async def test_a_session_of_another_secret_is_refused_and_left_alone() -> None:
+    store = MemoryStore(codec=EncryptedCodec(SECRETS[:1]), sweep_interval=None)
+    other = SessionStore(store.backend, codec=EncryptedCodec(SECRETS[1:]), sweep_interval=None)
+    session_id = await store.create({"n": 0})
+    for how in ({}, {"readonly": True}, {"create": True}):
+        with pytest.raises(CodecError):
+            await other.open(session_id, **how).__aenter__()
+    async with store.open(session_id, timeout=1) as session:
+        assert session["n"] == 0
 
 
 @algorithms

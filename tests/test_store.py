@@ -499,6 +499,31 @@ async def test_a_cancelled_close_is_cancelled(new_store: NewStore) -> None:
         await holder
 
 
+async def test_a_close_that_is_cancelled_while_a_sweep_ends_is_cancelled(
+    new_store: NewStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    has_begun, may_end = asyncio.Event(), asyncio.Event()
+
+    async def delete_expired(*args: Any, **kwargs: Any) -> int:
+        has_begun.set()
+        with suppress(asyncio.CancelledError):
+            await asyncio.Event().wait()
+        while not may_end.is_set():  # as a thread that can't be stopped
+            with suppress(asyncio.CancelledError):
+                await may_end.wait()
+        raise asyncio.CancelledError
+
+    async with new_store(sweep_interval=0.001) as store:
+        monkeypatch.setattr(store.backend, "delete_expired", delete_expired)
+        await has_begun.wait()
+        closing = asyncio.create_task(store.aclose())
+        await asyncio.sleep(0)
+        closing.cancel()
+        may_end.set()
+        with pytest.raises(asyncio.CancelledError):
+            await closing
+
+
 USES: dict[str, Callable[[SessionStore, str], Awaitable[Any]]] = {
     "open": lambda store, session_id: store.open(session_id).__aenter__(),
     "readonly": lambda store, session_id: store.open(session_id, readonly=True).__aenter__(),

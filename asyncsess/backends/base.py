@@ -135,7 +135,10 @@ class Backend(Protocol):
         ...
 
     async def touch(self, key: str, *, now: float) -> None:
-        """Record an access. Needs no lock, moves a time never backwards, revives nothing."""
+        """Record an access. Waits for nobody, moves a time never backwards, revives nothing.
+
+        Of a key that is held, nothing needs to be recorded: its holder does that on release.
+        """
         ...
 
     async def delete_expired(self, expiry: Expiry, *, now: float) -> int:

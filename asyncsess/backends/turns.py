@@ -11,6 +11,8 @@ import os
 import threading
 import weakref
 from collections import deque
+from collections.abc import Generator
+from contextlib import contextmanager
 
 from asyncsess.errors import DeadlockError, Holder, LockTimeoutError
 
@@ -20,14 +22,19 @@ _all_turns: weakref.WeakSet[Turns] = weakref.WeakSet()
 class Turn:
     """One task's place in the queue of a key, then its right to use the key."""
 
-    __slots__ = ("_future", "holder", "is_granted", "key", "task")
+    __slots__ = ("_future", "_task", "holder", "is_granted", "key")
 
     def __init__(self, key: str, holder: Holder) -> None:
         self.key = key
         self.holder = holder
-        self.task = asyncio.current_task()
+        task = asyncio.current_task()
+        self._task = weakref.ref(task) if task else None  # an abandoned task must not live on for its turn
         self.is_granted = False
         self._future: asyncio.Future[None] | None = None
+
+    def is_same_task(self, other: Turn) -> bool:
+        """Tell whether one task has both turns."""
+        return self._task is not None and other._task is not None and self._task() is other._task()
 
     async def wait(self, timeout: float) -> None:
         """Wait until `wake`; raises TimeoutError after ``timeout`` seconds."""
@@ -70,6 +77,7 @@ class Turns:
     def _reset(self) -> None:
         self._guard = threading.Lock()
         self._lines: dict[str, _Line] = {}
+        self._returned: deque[Turn] = deque()
 
     async def take(self, key: str, *, timeout: float, holder: Holder) -> Turn:
         """Wait for the turn at a key.
@@ -84,19 +92,9 @@ class Turns:
             LockTimeoutError: The turn did not come in time.
         """
         turn = Turn(key, holder)
-        with self._guard:
-            line = self._lines.get(key)
-            if line is None:
-                self._lines[key] = _Line(turn)
-                turn.is_granted = True
-                return turn
-            if turn.task is not None and line.current.task is turn.task:
-                raise DeadlockError(
-                    f"this task holds the session already, opened at {line.current.holder.where}; "
-                    "use that one, or release() it first"
-                )
-            turn.queue()
-            line.waiters.append(turn)
+        line = self._line_up(turn)
+        if turn.is_granted:
+            return turn
         try:
             await turn.wait(timeout)
         except TimeoutError:
@@ -112,24 +110,67 @@ class Turns:
     def try_take(self, key: str, holder: Holder) -> Turn | None:
         """Take the turn at a key if nobody has it."""
         turn = Turn(key, holder)
-        with self._guard:
+        with self._alone():
             turn.is_granted = self._lines.setdefault(key, _Line(turn)).current is turn
         return turn if turn.is_granted else None
 
     def give_back(self, turn: Turn) -> None:
-        """Give the key to the next in its line."""
-        while True:
+        """Give the key to the next in its line.
+
+        This also runs when the garbage collector finds an abandoned block, perhaps while this very thread has the
+        guard: whoever has it does the rest.
+        """
+        self._returned.append(turn)
+        self._serve_next()
+
+    def _serve_next(self) -> None:
+        while self._returned and self._guard.acquire(blocking=False):
+            try:
+                turn = self._returned.popleft() if self._returned else None
+                granted = self._advance(turn) if turn else None
+            finally:
+                self._guard.release()
+            if granted and not granted.wake():
+                self._returned.append(granted)
+
+    def _advance(self, turn: Turn) -> Turn | None:
+        if not self.is_current(turn):
+            return None
+        line = self._lines[turn.key]
+        if not line.waiters:
+            del self._lines[turn.key]
+            return None
+        line.current = line.waiters.popleft()
+        line.current.is_granted = True
+        return line.current
+
+    def _line_up(self, turn: Turn) -> _Line:
+        try:
             with self._guard:
-                if not self.is_current(turn):
-                    return
-                line = self._lines[turn.key]
-                if not line.waiters:
-                    del self._lines[turn.key]
-                    return
-                turn = line.current = line.waiters.popleft()
-                turn.is_granted = True
-            if turn.wake():
-                return
+                line = self._lines.get(turn.key)
+                if line is None:
+                    line = self._lines[turn.key] = _Line(turn)
+                    turn.is_granted = True
+                elif turn.is_same_task(line.current):
+                    raise DeadlockError(
+                        f"this task holds the session already, opened at {line.current.holder.where}; "
+                        "use that one, or release() it first"
+                    )
+                else:
+                    turn.queue()
+                    line.waiters.append(turn)
+                return line
+        finally:
+            self._serve_next()
+
+    @contextmanager
+    def _alone(self) -> Generator[None]:
+        """Keep other threads out, and do what they could not do meanwhile."""
+        try:
+            with self._guard:
+                yield
+        finally:
+            self._serve_next()
 
     def is_current(self, turn: Turn) -> bool:
         """Tell whether it still is this turn; after a fork, it is none of the parent's."""
@@ -149,12 +190,12 @@ class Turns:
     @property
     def waiting(self) -> int:
         """Tasks that wait behind a holder."""
-        with self._guard:
+        with self._alone():
             return sum(len(line.waiters) for line in self._lines.values())
 
     def _leave(self, turn: Turn) -> bool:
         """Leave the queue; return False if the turn has been granted meanwhile."""
-        with self._guard:
+        with self._alone():
             if turn.is_granted:
                 return False
             line = self._lines.get(turn.key)

@@ -7,6 +7,7 @@ import shutil
 import stat
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -249,6 +250,29 @@ async def test_a_link_planted_where_the_directory_was_is_not_followed(tmp_path: 
         with pytest.raises(StoreError, match="symbolic link"):
             await store.create({"value": "small"})
 
+    assert _is_empty(victim)
+
+
+async def test_a_link_planted_while_the_directory_is_made_is_not_followed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shared, victim, mkdir = tmp_path / "shared", tmp_path / "victim", os.mkdir
+    shared.mkdir()
+    shared.chmod(0o1777)
+    victim.mkdir()
+    victim.chmod(0o755)
+
+    def mkdir_too_late(path: Any, *args: Any, **kwargs: Any) -> None:
+        if path == shared / "sessions" and not path.is_symlink():
+            path.symlink_to(victim)
+        mkdir(path, *args, **kwargs)
+
+    monkeypatch.setattr(os, "mkdir", mkdir_too_late)
+
+    with pytest.raises(StoreError):
+        await store_at(shared / "sessions").__aenter__()
+
+    assert stat.S_IMODE(victim.stat().st_mode) == 0o755
     assert _is_empty(victim)
 
 

@@ -107,18 +107,20 @@ async def test_a_write_that_fails_in_the_middle_leaves_readers_the_old_value(
 
 
 @pytest.mark.parametrize("call", ["unlink", "rename", "pwrite", "open"])
-async def test_after_a_failed_change_of_id_the_session_is_stored_under_the_id_it_has(
+async def test_after_a_failed_change_of_id_the_session_is_stored_under_the_id_it_had(
     call: str, directory: Path
 ) -> None:
     async with store_at(directory) as store:
-        async with store.open(await store.create({"value": "old"})) as session:
+        session_id = await store.create({"value": "old"})
+        async with store.open(session_id) as session:
             with failing_once(call), pytest.raises(StoreError):
                 await session.regenerate_id()
             session["value"] = "saved"
             await session.save()
-            session_id = session.id
+            assert session.id == session_id
 
         assert await _value(store, session_id) == "saved"
+    assert len(files_in(directory)) == 1
 
 
 @pytest.mark.parametrize("last", ["short again", "y" * 2000], ids=["short", "long"])

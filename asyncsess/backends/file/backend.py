@@ -57,6 +57,7 @@ class FileBackend:
         await self._io.run(self._directory.open)
 
     async def aclose(self) -> None:
+        await self._io.settle()
         for held in list(self._files.holders):
             held.lose()
         self._directory.close()

@@ -15,6 +15,7 @@ import re
 import secrets
 import stat
 import threading
+import weakref
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Final
@@ -26,6 +27,8 @@ CORRUPT: Final = "corrupt"
 SHARDS: Final = tuple(f"{number:02x}" for number in range(256))
 _NETWORK_TYPES: Final = ("nfs", "cifs", "smb", "fuse", "9p", "ceph", "afs", "lustre", "gfs2", "ocfs2", "glusterfs")
 _is_rest_of_key = re.compile("[0-9a-f]{62}", re.ASCII).fullmatch
+
+_directories: weakref.WeakSet[Directory] = weakref.WeakSet()
 
 
 class Directory:
@@ -45,11 +48,16 @@ class Directory:
     ) -> None:
         self.path = Path(path).absolute()
         self._is_durable = is_durable
-        self._guard = threading.Lock()  # several threads may be the first to use a store
+        self.renew_guard()
         self._allow_network_fs = allow_network_fs
 
     def __repr__(self) -> str:
         return f"Directory({os.fspath(self.path)!r})"
+
+    def renew_guard(self) -> None:
+        """Make the lock for several threads that are the first to use a store."""
+        self._guard = threading.Lock()
+        _directories.add(self)
 
     @property
     def is_open(self) -> bool:
@@ -240,3 +248,11 @@ def file_system_type(device: int, table: str = "/proc/self/mountinfo") -> str:
         if fields.split()[2] == number:
             return rest.split()[0]
     return ""
+
+
+def _renew_guards() -> None:
+    for directory in list(_directories):
+        directory.renew_guard()
+
+
+os.register_at_fork(after_in_child=_renew_guards)

@@ -8,7 +8,7 @@ import logging
 import os
 import time
 from collections.abc import AsyncGenerator, Callable, Generator
-from contextlib import asynccontextmanager, closing, contextmanager, suppress
+from contextlib import asynccontextmanager, closing, contextmanager
 from typing import Final, ParamSpec, Protocol, TypeVar
 
 from asyncsess.backends.base import Record
@@ -114,13 +114,20 @@ class Files:
         raise UnsettledError
 
     def touch(self, key: str, now: float) -> None:
-        """Set the time of last use, never backwards. Blocks."""
-        record = self.read(key)
-        if record is None or record.accessed_at >= now:
+        """Set the time of last use, never backwards. Blocks.
+
+        Whoever holds the lock notes the use of the session itself.
+        """
+        try:
+            with closing(FileLock(name_of(key), self.directory.fd)) as file:
+                if not file.try_lock() or not file.leads_here():
+                    return
+                snapshot = decode(read_all(file.fd, file.status.st_size), key)
+                if snapshot.version and snapshot.accessed_at < now:
+                    file.touch(now)
+                    os.utime(file.fd, (snapshot.created_at, now))
+        except (FileNotFoundError, DamagedError):  # deleted meanwhile; or the next opener will tell
             return
-        with suppress(FileNotFoundError), closing(FileLock(name_of(key), self.directory.fd)) as file:
-            file.touch(now)
-            os.utime(file.fd, (record.created_at, now))
 
     @asynccontextmanager
     async def naming(self, key: str) -> AsyncGenerator[None]:
@@ -215,8 +222,9 @@ class Files:
                 with closing(shard):
                     if file.leads_here():
                         os.unlink(name_of(key), dir_fd=self.directory.fd)
-        except OSError as error:
-            logger.warning("the file of a session that was not stored stays until the next sweep: %s", error.strerror)
+        except (OSError, StoreError) as error:
+            reason = error.strerror if isinstance(error, OSError) else error
+            logger.warning("the file of a session that was not stored stays until the next sweep: %s", reason)
 
     def quarantine(self, file: FileLock, key: str, reason: DamagedError) -> str | None:
         """Move a damaged, locked file aside; within `naming`. Blocks.

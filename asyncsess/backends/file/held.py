@@ -120,12 +120,10 @@ class FileHeld:
         if self._is_doubtful:
             raise CommitUnknownError("an earlier commit of this holder failed to reach the disk; open the session anew")
         if self._fits(len(payload)):
-            await self._files.write(self._overwrite, payload, now)
-        else:
-            version, created_at = (before.version + 1, before.created_at) if (before := self.record) else (1, now)
-            await self._store_anew(Record(payload, version, created_at, now))
-        record = self.record
-        assert record is not None
+            return await self._files.write(self._overwrite, payload, now)
+        version, created_at = (before.version + 1, before.created_at) if (before := self.record) else (1, now)
+        record = Record(payload, version, created_at, now)
+        await self._store_anew(record)
         return record
 
     async def delete(self) -> None:
@@ -239,8 +237,9 @@ class FileHeld:
             raise
         return True
 
-    def _overwrite(self, payload: bytes, now: float) -> None:
+    def _overwrite(self, payload: bytes, now: float) -> Record:
         """Write the next version over the older slot."""
+        self._check_held()
         file, before = self._file, self._snapshot
         assert file is not None
         assert before is not None
@@ -255,12 +254,13 @@ class FileHeld:
             # After a failed sync, the system may have dropped what it could not write, and would call the next attempt
             # a success: nothing is tried again here, and whoever comes next keeps both slots.
             self._is_doubtful = True
-            with suppress(OSError):
+            with suppress(OSError, LockLostError):
                 file.write(b"\1", layout.DOUBT_AT)
             raise CommitUnknownError(f"the commit may not have reached the disk: {error.strerror}") from error
         if not is_ours:
             raise LockLostError("the session's file was replaced or deleted; nothing was stored")
         self._snapshot = before._replace(accessed_at=now, version=version, payload=payload, slot=slot)
+        return Record(payload, version, before.created_at, now)
 
     async def _store_anew(self, record: Record) -> None:
         """Store a version in a new file."""
@@ -279,6 +279,7 @@ class FileHeld:
                 new.close()
 
     def _exchange(self, new: NewFile, content: bytes) -> None:
+        self._check_held()
         old = self._file
         try:
             self._files.publish(new, self._key, old)
@@ -294,11 +295,12 @@ class FileHeld:
     def lose(self) -> None:
         """Give everything back, without a word to the event loop: this also runs when a coroutine is thrown away."""
         self._files.holders.discard(self)
+        file, before = self._file, self._snapshot
         try:
-            if self._file and self._snapshot and not self._snapshot.version:
-                self._files.delete_placeholder(self._file, self._key)
-            self._close()
+            if file and file.is_ours and before and not before.version:
+                self._files.delete_placeholder(file, self._key)
         finally:
+            self._close()
             self._snapshot = None
             if self._turn:
                 self._turns.give_back(self._turn)

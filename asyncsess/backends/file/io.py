@@ -47,6 +47,7 @@ class IO:
         self._suspicion = 0
         self._pool: ThreadPoolExecutor | None = None
         self._pid = os.getpid()
+        self._under_way: set[asyncio.Future[Any]] = set()
         self.switches = 0
 
     async def run(self, function: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
@@ -87,6 +88,8 @@ class IO:
         shares its threads with whatever of the application waits for a session.
         """
         future = asyncio.get_running_loop().run_in_executor(self._threads(), lambda: function(*args, **kwargs))
+        self._under_way.add(future)
+        future.add_done_callback(self._under_way.discard)
         try:
             await asyncio.shield(future)
         except OSError as error:
@@ -95,6 +98,11 @@ class IO:
             await _settle(future)
             raise
         return future.result()
+
+    async def settle(self) -> None:
+        """Wait until no call is under way in a thread: what it uses must not be closed."""
+        while any(not future.get_loop().is_closed() for future in list(self._under_way)):  # noqa: ASYNC110
+            await asyncio.sleep(0.001)  # they may belong to other event loops
 
     def close(self) -> None:
         """End the threads."""
@@ -105,6 +113,7 @@ class IO:
     def _threads(self) -> ThreadPoolExecutor:
         if self._pool is None or self._pid != os.getpid():  # threads do not survive a fork
             self._pid = os.getpid()
+            self._under_way.clear()
             self._pool = ThreadPoolExecutor(_THREADS, thread_name_prefix="asyncsess")
         return self._pool
 

@@ -241,9 +241,10 @@ def _reason(error: Exception) -> str:
 
 def _drop_what_the_parent_holds() -> None:
     global _process
-    for fd in _process.descriptors:
-        os.close(fd)
-    _process = _Process()
+    inherited, _process = _process, _Process()
+    for fd in inherited.descriptors:
+        with suppress(OSError):  # it is closed all the same
+            os.close(fd)
 
 
 os.register_at_fork(after_in_child=_drop_what_the_parent_holds)

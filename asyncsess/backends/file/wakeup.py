@@ -7,14 +7,13 @@ then. The timer behind it makes the wait correct without any event: inotify buys
 from __future__ import annotations
 
 import asyncio
-import errno
 import os
 import random
 import sys
 import threading
 import weakref
 from collections.abc import Generator, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from itertools import repeat
 from pathlib import Path
 from typing import Final
@@ -118,18 +117,13 @@ class Bells:
                 asyncio.get_running_loop().add_reader(inotify.fd, self._on_events)
                 self._inotify = inotify
             return self._inotify.add_watch(Path(f"/proc/self/fd/{fd}"), _WATCHED)
-        except OSError as error:
-            if error.errno in (errno.EMFILE, errno.ENFILE, errno.ENOSPC, errno.ENOMEM, errno.ENOENT, errno.ENOSYS):
-                return None
-            raise
+        except OSError:  # no instance or watch is left, or a sandbox forbids them: the timers do without
+            return None
 
     def _remove(self, watch: Watch) -> None:
         assert self._inotify is not None
-        try:
+        with suppress(OSError):  # the file is gone, and the watch with it
             self._inotify.rm_watch(watch)
-        except OSError as error:
-            if error.errno != errno.EINVAL:  # EINVAL: the file is gone, and the watch with it
-                raise
 
     def _on_events(self) -> None:
         assert self._inotify is not None

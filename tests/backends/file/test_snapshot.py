@@ -6,12 +6,14 @@ import asyncio
 import os
 import threading
 from collections.abc import AsyncIterator, Iterable, Iterator
+from contextlib import suppress
 from itertools import count
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from asyncsess import SessionError
 from asyncsess.backends.base import Record
 from asyncsess.backends.file import FileBackend, files, layout
 from asyncsess.testing import KEY, NOW, create, hold, put, until
@@ -130,6 +132,25 @@ async def test_a_writer_that_was_killed_in_a_commit_leaves_the_version_before(ba
     async with hold(backend) as held:  # and the next commit takes the torn slot
         assert (await held.commit(b"5" * 100, now=NOW)).version == 4
     assert await backend.read(KEY) == Record(b"5" * 100, 4, NOW, NOW)
+
+
+async def test_a_touch_of_a_file_that_keeps_changing_is_no_error(
+    backend: FileBackend, path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    newest = (await three_versions(backend, path))[2]
+    with monkeypatch.context() as patch:
+        reads(patch, (under_way(newest, b"%d" % number * 100) for number in count(1000)))
+        await backend.touch(KEY, now=NOW + 60)
+    record = await backend.read(KEY)
+    assert record is not None
+    assert (record.payload, record.version) == (b"3" * 100, 3)
+
+
+async def test_a_touch_of_a_damaged_file_is_a_typed_error_if_any(backend: FileBackend, path: Path) -> None:
+    await put(backend)
+    path.write_bytes(b"damaged")
+    with suppress(SessionError):
+        await backend.touch(KEY, now=NOW + 60)
 
 
 async def test_a_reader_leaves_no_trace(backend: FileBackend, path: Path) -> None:
