@@ -66,7 +66,8 @@ async def _complaints(outcome: Outcome, operation: Operation, directory: Path) -
     if state not in right:
         yield f"stored is now {state}"
     if outcome.answer.get("message"):
-        if not outcome.answer["is_typed"] or not (outcome.answer["has_cause"] or outcome.kind == "CommitUnknownError"):
+        has_cause = outcome.answer["has_cause"] or outcome.kind != "StoreError"
+        if not outcome.answer["is_typed"] or not has_cause:
             yield f"the error is bare: {outcome.answer}"
         secrets = {ID, *(name.partition("/")[2] for name in files_in(directory))}
         if any(secret in outcome.answer["message"] for secret in secrets):

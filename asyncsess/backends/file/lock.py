@@ -186,8 +186,10 @@ class NewFile(FileLock):
     def close(self, times: tuple[float, float] | None = None) -> None:
         """Unlock and close the file, and delete it if it has no session's name."""
         if self.is_ours and self.name == self._first_name:
-            with suppress(FileNotFoundError):  # its directory was deleted
+            try:
                 os.unlink(self.name, dir_fd=self._root_fd)
+            except OSError as error:
+                logger.warning("an unfinished file stays until the next sweep: %s", error.strerror)
         super().close(times)
 
 
