@@ -10,11 +10,13 @@ import logging
 import os
 import weakref
 from collections.abc import Callable
-from contextlib import AbstractAsyncContextManager, suppress
+from contextlib import AbstractAsyncContextManager, nullcontext, suppress
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from types import TracebackType
 from typing import Any, Final
+
+import anyio
 
 from asyncsess.backends.base import Backend, Held, Record
 from asyncsess.codec import Codec
@@ -181,16 +183,16 @@ class ExclusiveOpening:
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
-        async with self._busy:  # another task of the block may be saving
-            state = self._session.state
-            try:
-                if kind is None and state is State.EXCLUSIVE:
-                    await self._commit_and_release(State.CLOSED)
-                elif kind is None:
-                    self._session.check_unchanged()
-            finally:
-                self._session.becomes(State.CLOSED)
-                await self._leave()
+        try:
+            await _acquire(self._busy)  # another task of the block may be saving
+            if kind is None and self._session.state is State.EXCLUSIVE:
+                await self._commit_and_release(State.CLOSED)
+            elif kind is None:
+                self._session.check_unchanged()
+        finally:
+            self._session.becomes(State.CLOSED)
+            await self._leave()
+            self._busy.release()
 
     async def save(self) -> None:
         async with self._busy:
@@ -329,6 +331,20 @@ class ExclusiveOpening:
     async def _leave(self) -> None:
         self._policy.openings.discard(self)
         await self._let_go()
+
+
+async def _acquire(lock: asyncio.Lock) -> None:
+    """Acquire a lock also when cancelled meanwhile; the cancellation comes out afterwards."""
+    cancellation = None
+    with anyio.CancelScope(shield=True) if lock.locked() else nullcontext():
+        while True:
+            try:
+                await lock.acquire()
+                break
+            except asyncio.CancelledError as error:
+                cancellation = error
+    if cancellation:
+        raise cancellation
 
 
 async def _leave(hold: AbstractAsyncContextManager[Held] | None) -> None:

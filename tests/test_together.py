@@ -59,6 +59,27 @@ async def test_saves_of_several_tasks_come_one_after_another(tmp_path: Path, opt
             assert session["n"] == 8
 
 
+async def test_a_block_cancelled_while_another_task_saves_waits_for_it_and_leaves_nothing(
+    tmp_path: Path, options
+) -> None:
+    async with FileStore(tmp_path, **options) as store:
+        session_id = await store.create({"n": 0})
+        opening = store.open(session_id)
+        session = await opening.__aenter__()
+        session["n"] = 1
+        saving = asyncio.create_task(session.save())
+        await asyncio.sleep(0)
+        leaving = asyncio.create_task(opening.__aexit__(None, None, None))
+        await asyncio.sleep(0)
+        leaving.cancel()
+        results = await asyncio.gather(saving, leaving, return_exceptions=True)
+        assert results[0] is None
+        assert isinstance(results[1], asyncio.CancelledError)
+        assert (store.statistics().holding, store.statistics().open) == (0, 0)
+        async with store.open(session_id, timeout=1) as session:
+            assert session["n"] == 1
+
+
 async def test_a_save_that_comes_after_destroy_brings_nothing_back(tmp_path: Path, options) -> None:
     async with FileStore(tmp_path, **options) as store:
         session_id = await store.create({"n": 0})

@@ -144,6 +144,24 @@ async def test_a_session_file_that_was_exchanged_is_not_deleted_in_silence(direc
     await backend.aclose()
 
 
+@pytest.mark.parametrize("payload", [b"fits", b"grows" * 600], ids=["in place", "grown"])
+@pytest.mark.parametrize("is_exchanged", [True, False], ids=["exchanged", "deleted"])
+async def test_a_holder_whose_file_is_gone_is_told_at_its_commit(
+    directory: Path, payload: bytes, is_exchanged: bool
+) -> None:
+    backend = FileBackend(directory)
+    path = directory / KEY[:2] / KEY[2:]
+    async with create(backend) as held:
+        content = path.read_bytes()
+        path.unlink()
+        if is_exchanged:
+            path.write_bytes(content)
+        with pytest.raises(LockLostError):
+            await held.commit(payload, now=NOW + 1)
+    assert await backend.read(KEY) == (Record(b"payload", 1, NOW, NOW) if is_exchanged else None)
+    await backend.aclose()
+
+
 async def test_tasks_that_use_a_backend_first_at_the_same_time_open_it_once(
     directory: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
