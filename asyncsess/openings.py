@@ -1,6 +1,6 @@
 """The ways to open a session: each a context manager that keeps a `Session` for its block.
 
-They are the policy over a backend: what is read and committed when, and what a session that has expired means.
+What is read and committed when stands here, over any backend.
 """
 
 from __future__ import annotations
@@ -9,74 +9,22 @@ import asyncio
 import logging
 import os
 import weakref
-from collections.abc import Callable
 from contextlib import AbstractAsyncContextManager, nullcontext, suppress
-from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from types import TracebackType
 from typing import Any, Final
 
 import anyio
 
-from asyncsess.backends.base import Backend, Held, Record
-from asyncsess.codec import Codec
-from asyncsess.errors import (
-    Holder,
-    SessionNotFoundError,
-    SessionTooLargeError,
-    StoreError,
-)
-from asyncsess.expiry import Expiry
+from asyncsess.backends.base import Held, Record
+from asyncsess.errors import Holder, SessionNotFoundError, StoreError
 from asyncsess.ids import key_of, new_session_id
+from asyncsess.policy import Policy
 from asyncsess.session import Session, State
 
 logger = logging.getLogger("asyncsess")
 
 _NOT_FOUND: Final = "there is no such session: it is unknown, expired or was destroyed"
-
-
-@dataclass(frozen=True, slots=True)
-class Policy:
-    """What a store has been told once, and all openings need.
-
-    Attributes:
-        backend: Where records are.
-        codec: How values become payloads.
-        expiry: When sessions end.
-        max_size: Bytes that a payload may have.
-        clock: Returns seconds since the epoch.
-        openings: The blocks that have a session open for writing, or wait for one.
-    """
-
-    backend: Backend
-    codec: Codec
-    expiry: Expiry
-    max_size: int
-    clock: Callable[[], float]
-    openings: set[ExclusiveOpening] = field(default_factory=set)
-
-    def seal(self, data: bytes, key: str) -> bytes:
-        """Return encoded values as the payload for a key.
-
-        Raises:
-            SessionTooLargeError: It exceeds ``max_size``.
-        """
-        payload = self.codec.seal(data, key)
-        if len(payload) > self.max_size:
-            raise SessionTooLargeError(len(payload), self.max_size)
-        return payload
-
-    def load(self, session: Session, record: Record | None, key: str) -> bool:
-        """Make a session hold what a record holds; return False if there is none, or it has expired."""
-        if record is None:
-            return False
-        ends_at = self.expiry.ends_at(record.created_at, record.accessed_at)
-        if ends_at <= self.clock():
-            return False
-        data = self.codec.unseal(record.payload, key)
-        session.load(self.codec.decode(data), data)
-        session.dated(record.version, record.created_at, ends_at)
-        return True
 
 
 class ReadonlyOpening:

@@ -20,7 +20,8 @@ from asyncsess.codec import Codec, MsgpackCodec
 from asyncsess.errors import SessionError, StoreError
 from asyncsess.expiry import Expiry, limit, seconds
 from asyncsess.ids import key_of
-from asyncsess.openings import ExclusiveOpening, Policy, ReadonlyOpening, holder_at
+from asyncsess.openings import ExclusiveOpening, ReadonlyOpening, holder_at
+from asyncsess.policy import Policy
 from asyncsess.session import Session
 
 logger = logging.getLogger("asyncsess")
