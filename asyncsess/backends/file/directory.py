@@ -89,12 +89,12 @@ class Directory:
 
     def _open(self) -> int:
         try:
-            self._refuse_planted_link()
             self._make()
             fd = os.open(self.path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
         except OSError as error:
             raise self._unusable(error) from error
         try:
+            self._refuse_planted_link()  # after it was opened: else one could be planted in between
             self._check(os.fstat(fd))
             self._make_parts(fd)
         except OSError as error:
@@ -127,7 +127,10 @@ class Directory:
         """Make the directory and the parents that it lacks, each for this user alone."""
         missing = [path for path in (self.path, *self.path.parents) if not path.exists()]
         for path in reversed(missing):
-            path.mkdir(mode=0o700, exist_ok=True)
+            try:
+                os.mkdir(path, 0o700)
+            except FileExistsError:  # by another process, or it is a planted link
+                continue
             path.chmod(0o700)
             if self._is_durable:
                 sync_directory(path.parent)
