@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import os
 import threading
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Coroutine
 from contextlib import suppress
 from pathlib import Path
 from typing import Any, TypedDict
@@ -16,8 +16,9 @@ from asyncsess import LockLostError, StoreError
 from asyncsess.backends.base import Backend, Record
 from asyncsess.backends.file import Durability, FileBackend, IOMode
 from asyncsess.backends.file.directory import Directory
+from asyncsess.backends.file.lock import DirectoryLock
 from asyncsess.backends.memory import MemoryBackend
-from asyncsess.testing import KEY, NOW, OTHER_KEY, BackendContract, create, hold, until
+from asyncsess.testing import KEY, NOW, OTHER_KEY, BackendContract, create, hold, put, until
 
 
 class LocalContract(BackendContract):
@@ -159,6 +160,39 @@ async def test_a_holder_whose_file_is_gone_is_told_at_its_commit(
         with pytest.raises(LockLostError):
             await held.commit(payload, now=NOW + 1)
     assert await backend.read(KEY) == (Record(b"payload", 1, NOW, NOW) if is_exchanged else None)
+    await backend.aclose()
+
+
+async def test_nobody_changes_a_name_while_another_process_does(directory: Path) -> None:
+    backend, path = FileBackend(directory), directory / KEY[:2] / KEY[2:]
+    await put(backend)
+    root = Directory(directory)
+    root.open()
+
+    async def in_vain(work: Coroutine[Any, Any, None]) -> None:
+        """Run what changes the name, and see that it does not while another has the right to."""
+        before = path.stat().st_ino if path.exists() else None
+        lock = DirectoryLock(KEY[:2], root.fd)
+        assert lock.try_lock()
+        task = asyncio.create_task(work)
+        for _ in range(20):
+            await asyncio.sleep(0)
+        assert (path.stat().st_ino if path.exists() else None) == before
+        lock.close()
+        await task
+        assert (path.stat().st_ino if path.exists() else None) != before
+
+    async def grow() -> None:
+        async with hold(backend) as held:
+            await held.commit(b"grown" * 600, now=NOW)
+
+    async def delete() -> None:
+        async with hold(backend) as held:
+            await held.delete()
+
+    for work in (grow, delete, lambda: put(backend)):
+        await in_vain(work())
+    root.close()
     await backend.aclose()
 
 

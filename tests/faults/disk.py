@@ -18,7 +18,7 @@ from typing import Any
 import pytest
 
 _SECTOR = 512
-_RANDOM_IMAGES = 6
+_RANDOM_IMAGES = 8
 Image = dict[str, bytes | None]  # by path; None for a directory
 
 

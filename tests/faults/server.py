@@ -21,6 +21,7 @@ import sys
 import tempfile
 import threading
 import time
+import warnings
 from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
@@ -137,21 +138,29 @@ async def _rehearse() -> None:
                 await operation.run(store)
 
 
+def _obey_in_child(order: dict[str, Any]) -> None:
+    child = os.fork()
+    if not child:
+        try:
+            _obey(order)
+        finally:
+            os._exit(0)
+    os.waitpid(child, 0)
+
+
 def main() -> None:
     """Serve until the input ends."""
     concurrent.futures.ThreadPoolExecutor = _Inline  # type: ignore[assignment, misc]
     secrets.token_urlsafe = lambda _=None: "F" * 43  # type: ignore[assignment]
     asyncio.run(_rehearse())
+    warnings.simplefilter("ignore", DeprecationWarning)  # of the fork of a program with threads: the other one waits
     ctypes.CDLL(None).prctl(0x59616D61, ctypes.c_long(-1), 0, 0, 0)  # PR_SET_PTRACER: strace is no ancestor
     _tell(pid=os.getpid())
     for line in sys.stdin:
-        child = os.fork()
-        if not child:
-            try:
-                _obey(json.loads(line))
-            finally:
-                os._exit(0)
-        os.waitpid(child, 0)
+        # Forking makes calls of its own, from Python 3.12 on: they are to be counted anew each time.
+        thread = threading.Thread(target=_obey_in_child, args=[json.loads(line)])
+        thread.start()
+        thread.join()
         os.write(1, b"\n")
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import secrets
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -31,13 +32,15 @@ def watched(monkeypatch: pytest.MonkeyPatch) -> Iterator[pytest.MonkeyPatch]:
 
 async def _wrong_states(disk: Disk, workspace: Path) -> list[tuple[State, list[State]]]:
     """Return what a store finds after a power cut and should not, with what it should find."""
-    wrong = []
-    for number, (right, image) in enumerate(disk.power_cuts):
-        directory = workspace / f"image{number}"
-        restore(image, directory)
-        state = await state_of(directory / "sessions")
-        if state not in right:
-            wrong.append((state, right))
+    wrong, directory, states = [], workspace / "image", dict[Any, State]()
+    for right, image in disk.power_cuts:
+        content = frozenset(image.items())
+        if content not in states:  # most differ in nothing
+            restore(image, directory)
+            states[content] = await state_of(directory / "sessions")
+            shutil.rmtree(directory)
+        if states[content] not in right:
+            wrong.append((states[content], right))
     return wrong
 
 
@@ -79,7 +82,7 @@ async def test_a_power_cut_undoes_nothing_of_a_store_that_was_just_made(
 async def test_power_cuts_during_many_commits_leave_the_last_that_was_acknowledged(
     workspace: Path, watched: pytest.MonkeyPatch
 ) -> None:
-    values = [CHANGED, GROWN, GROWN.upper(), LARGE, SMALL, "x" * 2000, "y" * 2000, CHANGED] * 2
+    values = [CHANGED, GROWN, GROWN.upper(), LARGE, SMALL, "x" * 2000, "y" * 2000, CHANGED]
     await prepare(workspace / "disk" / "sessions", OPERATIONS["grow"])
     async with store_at(workspace / "disk" / "sessions", durability="power") as store:
         disk = Disk(workspace / "disk")
