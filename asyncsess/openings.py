@@ -70,7 +70,7 @@ class ReadonlyOpening:
             try:
                 await policy.backend.touch(self._key, now=now)
             except StoreError as error:  # a read-only disk can still be read
-                logger.warning("that a session was read could not be recorded: %s", error)
+                logger.warning("that a session was read could not be recorded: %s", str(error))
 
     async def destroy(self) -> None:
         self._session.check_writable()

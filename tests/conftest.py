@@ -151,8 +151,12 @@ def _nothing_secret_is_logged() -> Iterator[None]:
     class Listener(logging.Handler):
         def emit(self, record: logging.LogRecord) -> None:
             logged.append(f"{record.getMessage()} {record.__dict__}")
+            # What pytest keeps of a record must not keep an exception, its frames, and their event loop.
+            record.msg, record.args = record.getMessage(), None
             if record.exc_info and record.exc_info[1]:
-                logged.extend(traceback.format_exception(record.exc_info[1]))
+                record.exc_text = "".join(traceback.format_exception(record.exc_info[1]))
+                logged.append(record.exc_text)
+            record.exc_info = None
 
     logger, listener = logging.getLogger("asyncsess"), Listener()
     with pytest.MonkeyPatch.context() as patch:

@@ -223,7 +223,7 @@ class Files:
                     if file.leads_here():
                         os.unlink(name_of(key), dir_fd=self.directory.fd)
         except (OSError, StoreError) as error:
-            reason = error.strerror if isinstance(error, OSError) else error
+            reason = error.strerror if isinstance(error, OSError) else str(error)
             logger.warning("the file of a session that was not stored stays until the next sweep: %s", reason)
 
     def quarantine(self, file: FileLock, key: str, reason: DamagedError) -> str | None:
@@ -238,11 +238,11 @@ class Files:
         try:
             os.rename(name_of(key), aside, src_dir_fd=root_fd, dst_dir_fd=root_fd)
         except OSError as error:
-            logger.error("a damaged session file (%s) could not be moved aside: %s", reason, error.strerror)
+            logger.error("a damaged session file (%s) could not be moved aside: %s", str(reason), error.strerror)
             return None
         self.corrupt += 1
         path = os.fspath(self.directory.path / aside)
-        logger.error("a damaged session file (%s) was moved to %s", reason, path)
+        logger.error("a damaged session file (%s) was moved to %s", str(reason), path)
         return path
 
     def _sync_names(self, key: str) -> None:

@@ -76,7 +76,7 @@ class Sweep:
         except FileNotFoundError:  # deleted meanwhile
             return
         except (OSError, SessionError) as error:
-            reason = error.strerror if isinstance(error, OSError) else error
+            reason = error.strerror if isinstance(error, OSError) else str(error)
             logger.warning("a file could not be swept, and was left alone: %s", reason)
 
     def _look_at_leftover(self, entry: os.DirEntry[str]) -> None:
