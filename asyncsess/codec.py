@@ -9,9 +9,9 @@ from __future__ import annotations
 import hashlib
 import math
 import os
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from datetime import UTC, datetime
-from typing import TYPE_CHECKING, Any, Final, Literal, Protocol, cast
+from typing import TYPE_CHECKING, Any, Final, Literal, Protocol
 
 import msgspec
 
@@ -31,8 +31,13 @@ class Codec(Protocol):
     bytes each time.
     """
 
-    def encode(self, values: dict[str, Any]) -> bytes:
+    def encode(self, values: dict[str, Any], touched: Collection[str] | None = None) -> bytes:
         """Return the values as bytes, always the same bytes for the same values.
+
+        Args:
+            values: What a session holds.
+            touched: The keys of the values that need to be checked: all others are as `decode` returned them. All
+                need to be if None.
 
         Raises:
             CodecError: A value can't be encoded, or would not come back unchanged.
@@ -60,6 +65,15 @@ class Codec(Protocol):
         ...
 
 
+class _RefusedError(Exception):
+    """A value would not come back unchanged; ``steps`` lead to it, the last one first."""
+
+    def __init__(self, reason: str, *steps: object) -> None:
+        super().__init__(reason)
+        self.reason = reason
+        self.steps = list(steps)
+
+
 class _PlainCodec:
     """What MessagePack and JSON share: the check of the values, and no seal."""
 
@@ -69,10 +83,13 @@ class _PlainCodec:
     _scalars: frozenset[type]
     _keys: frozenset[type]
 
-    def encode(self, values: dict[str, Any]) -> bytes:
-        self._check(values, ())
+    def encode(self, values: dict[str, Any], touched: Collection[str] | None = None) -> bytes:
         try:
+            self._check(values if touched is None else {key: values[key] for key in touched if key in values})
             return self._encode(values)
+        except _RefusedError as refused:
+            path = refused.steps[::-1]
+            raise CodecError(refused.reason, path if len(path) <= _MAX_DEPTH else path[:5]) from None
         except (ValueError, OverflowError, TypeError, msgspec.MsgspecError) as error:
             raise CodecError(f"can't be stored as {self._name}: {error}", self._culprit(values)) from error
 
@@ -91,35 +108,40 @@ class _PlainCodec:
     def unseal(self, payload: bytes, key: str) -> bytes:
         return payload
 
-    def _check(self, value: object, path: Path) -> None:
+    def _check(self, value: object, depth: int = 0) -> None:
         """Refuse whatever would not come back with the very type that it has."""
-        if len(path) > _MAX_DEPTH:
-            raise CodecError(f"nested deeper than {_MAX_DEPTH} levels, or contains itself", path[:5])
-        kind = type(value)
-        if kind is dict:
-            mapping = cast(dict[object, object], value)
+        steps: Iterable[tuple[object, object]]
+        if type(value) is dict:
+            mapping: dict[object, object] = value
             if not self._keys.issuperset(map(type, mapping)):
                 key = next(key for key in mapping if type(key) not in self._keys)
-                raise CodecError(f"a key of type {_name_of(key)} would not come back unchanged", (*path, key))
-            if not self._scalars.issuperset(map(type, mapping.values())):
-                self._check_all(mapping.items(), path)
-        elif kind is list:
-            sequence = cast(list[object], value)
-            if not self._scalars.issuperset(map(type, sequence)):
-                self._check_all(enumerate(sequence), path)
+                raise _RefusedError(f"a key of type {_name_of(key)} would not come back unchanged", key)
+            if self._scalars.issuperset(map(type, mapping.values())):
+                return
+            steps = mapping.items()
+        elif type(value) is list:
+            sequence: list[object] = value
+            if self._scalars.issuperset(map(type, sequence)):
+                return
+            steps = enumerate(sequence)
         else:
-            self._check_other(value, path)
+            self._check_other(value)
+            return
+        if depth > _MAX_DEPTH:
+            raise _RefusedError(f"nested deeper than {_MAX_DEPTH} levels, or contains itself")
+        step: object = None
+        try:
+            for step, item in steps:
+                if type(item) not in self._scalars:
+                    self._check(item, depth + 1)
+        except _RefusedError as refused:
+            refused.steps.append(step)
+            raise
 
-    def _check_all(self, items: Iterable[tuple[object, object]], path: Path) -> None:
-        for step, item in items:
-            if type(item) not in self._scalars:
-                self._check(item, (*path, step))
-
-    def _check_other(self, value: object, path: Path) -> None:
-        raise CodecError(
+    def _check_other(self, value: object) -> None:
+        raise _RefusedError(
             f"a value of type {_name_of(value)} would not come back unchanged; store it as plain "
-            "None, bool, int, float, str, list or dict",
-            path,
+            "None, bool, int, float, str, list or dict"
         )
 
     def _culprit(self, values: dict[str, Any]) -> Path:
@@ -143,12 +165,12 @@ class MsgpackCodec(_PlainCodec):
     _scalars = frozenset({type(None), bool, int, float, str, bytes})
     _keys = frozenset({str, int, bytes})
 
-    def _check_other(self, value: object, path: Path) -> None:
+    def _check_other(self, value: object) -> None:
         if type(value) is datetime:
             if value.tzinfo is UTC and not value.fold:
                 return
-            raise CodecError("a datetime comes back unchanged only if its tzinfo is datetime.timezone.utc", path)
-        super()._check_other(value, path)
+            raise _RefusedError("a datetime comes back unchanged only if its tzinfo is datetime.timezone.utc")
+        super()._check_other(value)
 
 
 class JSONCodec(_PlainCodec):
@@ -160,12 +182,12 @@ class JSONCodec(_PlainCodec):
     _scalars = frozenset({type(None), bool, int, str})
     _keys = frozenset({str})
 
-    def _check_other(self, value: object, path: Path) -> None:
+    def _check_other(self, value: object) -> None:
         if type(value) is float:
             if math.isfinite(value):
                 return
-            raise CodecError(f"JSON has no {value}", path)
-        super()._check_other(value, path)
+            raise _RefusedError(f"JSON has no {value}")
+        super()._check_other(value)
 
 
 class EncryptedCodec:
@@ -210,8 +232,8 @@ class EncryptedCodec:
     def __repr__(self) -> str:
         return f"EncryptedCodec({self._codec!r}, secrets={len(self._ciphers) // 2})"
 
-    def encode(self, values: dict[str, Any]) -> bytes:
-        return self._codec.encode(values)
+    def encode(self, values: dict[str, Any], touched: Collection[str] | None = None) -> bytes:
+        return self._codec.encode(values, touched)
 
     def decode(self, data: bytes) -> dict[str, Any]:
         return self._codec.decode(data)

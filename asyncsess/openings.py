@@ -9,7 +9,7 @@ import asyncio
 import logging
 import os
 import weakref
-from contextlib import AbstractAsyncContextManager, nullcontext, suppress
+from contextlib import AbstractAsyncContextManager, suppress
 from datetime import UTC, datetime
 from types import TracebackType
 from typing import Any, Final
@@ -132,7 +132,8 @@ class ExclusiveOpening:
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
         try:
-            await _acquire(self._busy)  # another task of the block may be saving
+            if self._busy.locked():  # another task of the block is saving
+                await _until_free(self._busy)
             if kind is None and self._session.state is State.EXCLUSIVE:
                 await self._commit_and_release(State.CLOSED)
             elif kind is None:
@@ -140,7 +141,6 @@ class ExclusiveOpening:
         finally:
             self._session.becomes(State.CLOSED)
             await self._leave()
-            self._busy.release()
 
     async def save(self) -> None:
         async with self._busy:
@@ -211,12 +211,13 @@ class ExclusiveOpening:
                 self._hold, self._held, self._key = new_hold, new, key
                 session.becomes(session.state, session_id)
                 self._note(data, new.record)
-                await _leave(old_hold)
+                if old_hold is not None:
+                    await old_hold.__aexit__(None, None, None)
             else:
                 try:
                     await new.delete()
                 finally:
-                    await _leave(new_hold)
+                    await new_hold.__aexit__(None, None, None)
 
     async def _lock(self) -> None:
         """Lock the session and load it, or find that there is none."""
@@ -274,30 +275,26 @@ class ExclusiveOpening:
 
     async def _let_go(self) -> None:
         hold, self._hold, self._held = self._hold, None, None
-        await _leave(hold)
+        if hold is not None:
+            await hold.__aexit__(None, None, None)
 
     async def _leave(self) -> None:
         self._policy.openings.discard(self)
         await self._let_go()
 
 
-async def _acquire(lock: asyncio.Lock) -> None:
-    """Acquire a lock also when cancelled meanwhile; the cancellation comes out afterwards."""
+async def _until_free(lock: asyncio.Lock) -> None:
+    """Wait until nobody has a lock, also when cancelled meanwhile; the cancellation comes out afterwards."""
     cancellation = None
-    with anyio.CancelScope(shield=True) if lock.locked() else nullcontext():
-        while True:
+    with anyio.CancelScope(shield=True):
+        while lock.locked():
             try:
-                await lock.acquire()
-                break
+                async with lock:
+                    pass
             except asyncio.CancelledError as error:
                 cancellation = error
     if cancellation:
         raise cancellation
-
-
-async def _leave(hold: AbstractAsyncContextManager[Held] | None) -> None:
-    if hold is not None:
-        await hold.__aexit__(None, None, None)
 
 
 def holder_at(filename: str, line: int) -> Holder:

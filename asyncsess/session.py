@@ -46,6 +46,15 @@ class Keeper(Protocol):
         """Move the session to a fresh id, and keep the lock."""
 
 
+class _NoKeeper:
+    """The keeper of a session whose block has ended."""
+
+    async def save(self) -> None:
+        raise SessionClosedError(_WHY_CLOSED[State.CLOSED])
+
+    release = rollback = refresh = destroy = regenerate_id = save
+
+
 class Session(MutableMapping[str, Any]):
     """One opening of a session: a mapping of what it holds.
 
@@ -59,7 +68,7 @@ class Session(MutableMapping[str, Any]):
 
     __slots__ = (
         "__weakref__", "_baseline", "_codec", "_created_at", "_ends_at", "_id", "_is_changed", "_is_exposed",
-        "_keeper", "_state", "_values", "_version",
+        "_keeper", "_state", "_touched", "_values", "_version",
     )  # fmt: skip
 
     def __init__(self, keeper: Keeper, session_id: str, state: State, codec: Codec) -> None:
@@ -70,6 +79,7 @@ class Session(MutableMapping[str, Any]):
         self._values: dict[str, Any] = {}
         self._baseline: bytes | None = None
         self._is_changed = self._is_exposed = False
+        self._touched = set[str]()
         self._version = 0
         self._created_at = self._ends_at = math.nan
 
@@ -81,12 +91,14 @@ class Session(MutableMapping[str, Any]):
         value = self._values[key]
         if type(value) not in _ATOMS:
             self._is_exposed = True
+            self._touched.add(key)
         return value
 
     def __setitem__(self, key: str, value: Any) -> None:
         self.check_writable()
         self._is_changed = True
         self._values[key] = value
+        self._touched.add(key)
         if type(value) not in _ATOMS:  # whoever has it may change it after the next commit too
             self._is_exposed = True
 
@@ -169,17 +181,13 @@ class Session(MutableMapping[str, Any]):
         Raises:
             CodecError, LockLostError, StoreError: As `save`; the lock is gone in any case.
         """
-        if self._state in (State.EXCLUSIVE, State.READONLY):
+        if self._state not in (State.RELEASED, State.DESTROYED):
             await self._keeper.release()
-        elif self._state is State.CLOSED:
-            raise self._closed()
 
     async def rollback(self) -> None:
         """Drop what was not committed, and let others in."""
-        if self._state in (State.EXCLUSIVE, State.READONLY):
+        if self._state not in (State.RELEASED, State.DESTROYED):
             await self._keeper.rollback()
-        elif self._state is State.CLOSED:
-            raise self._closed()
 
     async def refresh(self) -> None:
         """Drop what was not committed, and go on with what is stored now; a lock is kept.
@@ -187,7 +195,7 @@ class Session(MutableMapping[str, Any]):
         Raises:
             SessionNotFoundError: The session was destroyed or has expired.
         """
-        if self._state in (State.CLOSED, State.DESTROYED):
+        if self._state is State.DESTROYED:
             raise self._closed()
         await self._keeper.refresh()
 
@@ -227,6 +235,7 @@ class Session(MutableMapping[str, Any]):
         self._values = values
         self._baseline = baseline
         self._is_changed = self._is_exposed = False
+        self._touched.clear()
 
     def reset(self) -> None:
         """Hold what the store has, and drop what was changed."""
@@ -257,6 +266,8 @@ class Session(MutableMapping[str, Any]):
         """Change what may be done with it, or the id that leads to it."""
         self._state = state
         self._id = session_id or self._id
+        if state is State.CLOSED:  # no cycle is left behind, so what it holds goes with the last reference to it
+            self._keeper = _NO_KEEPER
 
     def encoded(self) -> bytes:
         """Return the values encoded.
@@ -264,7 +275,7 @@ class Session(MutableMapping[str, Any]):
         Raises:
             CodecError: A value can't be stored.
         """
-        return self._codec.encode(self._values)
+        return self._codec.encode(self._values, self._touched)
 
     def changes(self) -> bytes | None:
         """Return the values encoded if they differ from what the store has, else None."""
@@ -293,3 +304,4 @@ _WHY_CLOSED: Final = {
     State.DESTROYED: "the session was destroyed; open a new one",
     State.CLOSED: "the block of this session has ended; take what you need from it inside, or open it again",
 }
+_NO_KEEPER: Final = _NoKeeper()

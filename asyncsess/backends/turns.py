@@ -161,7 +161,8 @@ class Turns:
                     line.waiters.append(turn)
                 return line
         finally:
-            self._serve_next()
+            if self._returned:
+                self._serve_next()
 
     @contextmanager
     def _alone(self) -> Generator[None]:

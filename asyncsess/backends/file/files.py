@@ -7,9 +7,9 @@ import errno
 import logging
 import os
 import time
-from collections.abc import AsyncGenerator, Callable, Generator
+from collections.abc import AsyncGenerator, Generator
 from contextlib import asynccontextmanager, closing, contextmanager
-from typing import Final, ParamSpec, Protocol, TypeVar
+from typing import Final, Protocol
 
 from asyncsess.backends.base import Record
 from asyncsess.backends.file import layout
@@ -26,15 +26,13 @@ from asyncsess.backends.file.layout import DamagedError, NewerFormatError, Snaps
 from asyncsess.backends.file.lock import DirectoryLock, FileLock, NewFile, open_file, refuse_foreign
 from asyncsess.errors import CommitUnknownError, Holder, LockLostError, LockTimeoutError, StoreError
 
-P = ParamSpec("P")
-T = TypeVar("T")
-
 logger = logging.getLogger("asyncsess")
 
 # Beyond this size the header is looked at before memory is given to the rest.
 _READ_AT_ONCE: Final = 65536
 _READS_BEFORE_LOCKING: Final = 16
 _NAMING_TIMEOUT: Final = 10.0
+_RESTORATIONS: Final = 3
 
 
 class UnsettledError(Exception):
@@ -61,6 +59,7 @@ class Files:
         self.directory = directory
         self.io = io
         self.is_durable = is_durable
+        self.write = io.in_thread if is_durable else io.run  # what waits for the disk to have it never runs on the loop
         self.corrupt = 0
         self.waiting = 0
         self.holders: set[SupportsLose] = set()
@@ -78,11 +77,6 @@ class Files:
         """Open the directory on first use."""
         if not self.directory.is_open and not self.directory.was_closed:
             await self.io.run(self.directory.open)
-
-    async def write(self, function: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
-        """Run a function that writes: what waits for the disk to have it never runs on the loop."""
-        run = self.io.in_thread if self.is_durable else self.io.run
-        return await run(function, *args, **kwargs)
 
     def read(self, key: str) -> Record | None:
         """Read the newest version without a lock. Blocks.
@@ -162,11 +156,7 @@ class Files:
 
     def make(self, content: bytes, holder: Holder, times: tuple[float, float]) -> NewFile:
         """Write a new file, locked, that has no session's name yet. Blocks."""
-        try:
-            file = NewFile(temporary_name(), self.directory.fd)
-        except FileNotFoundError:
-            self.directory.restore()
-            file = NewFile(temporary_name(), self.directory.fd)
+        file = self._new_file()
         try:
             file.write(content, 0)
             file.write(layout.encode_holder(holder), layout.MARK_AT)
@@ -177,6 +167,14 @@ class Files:
             file.close()
             raise
         return file
+
+    def _new_file(self) -> NewFile:
+        for _ in range(_RESTORATIONS):
+            try:
+                return NewFile(temporary_name(), self.directory.fd)
+            except FileNotFoundError:  # somebody deleted the directory, or a sweep the file
+                self.directory.restore()
+        return NewFile(temporary_name(), self.directory.fd)
 
     def publish(self, new: NewFile, key: str, old: FileLock | None) -> None:
         """Give a file that `make` made the name of a session; within `naming`. Blocks.

@@ -34,6 +34,7 @@ logger = logging.getLogger("asyncsess")
 # How long to stand back for a process that said it waits; it is woken at once, if it still lives.
 _POLITE: Final = 0.005
 _SAME_TIME: Final = 0.1
+_NOT_HELD: Final = "the session is no longer held; nothing was stored"
 
 
 class _Outcome(Enum):
@@ -138,7 +139,8 @@ class FileHeld:
         if self._file and before and before.version:
             if now - before.accessed_at > _SAME_TIME:  # else the commit has noted it
                 self._touch(self._file, now)
-            self._close((before.created_at, now))
+            # Writing has set the file's time, by the system's clock; the store's may be another.
+            self._close((before.created_at, now), are_set=abs(time.time() - now) < _SAME_TIME)
         self.lose()
 
     def _touch(self, file: FileLock, now: float) -> None:
@@ -154,7 +156,7 @@ class FileHeld:
 
     def _check_held(self) -> None:
         if self._turn is None or not self._turns.is_current(self._turn):
-            raise LockLostError("the session is no longer held; nothing was stored")
+            raise LockLostError(_NOT_HELD)
 
     async def _acquire(self, started: float) -> None:
         """Lock the file that the session's name leads to, and read it."""
@@ -208,8 +210,8 @@ class FileHeld:
     def _try_again(self) -> _Outcome:
         if self._file is None:  # taken away meanwhile
             raise StoreError("the store was closed")
-        self._file.mark()
         if not self._file.try_lock():
+            self._file.mark()
             return _Outcome.BUSY
         self._file.look_again()
         return self._take()
@@ -239,10 +241,9 @@ class FileHeld:
 
     def _overwrite(self, payload: bytes, now: float) -> Record:
         """Write the next version over the older slot."""
-        self._check_held()
         file, before = self._file, self._snapshot
-        assert file is not None
-        assert before is not None
+        if file is None or before is None:  # the store was closed meanwhile
+            raise LockLostError(_NOT_HELD)
         slot, version = 1 - before.slot, before.version + 1
         data = layout.encode_slot(self._key, version, now, payload)
         file.write(data, layout.slot_offset(slot, before.slot_size))
@@ -259,7 +260,7 @@ class FileHeld:
             raise CommitUnknownError(f"the commit may not have reached the disk: {error.strerror}") from error
         if not is_ours:
             raise LockLostError("the session's file was replaced or deleted; nothing was stored")
-        self._snapshot = before._replace(accessed_at=now, version=version, payload=payload, slot=slot)
+        self._snapshot = Snapshot(before.slot_size, before.created_at, now, version, payload, slot, True, False)
         return Record(payload, version, before.created_at, now)
 
     async def _store_anew(self, record: Record) -> None:
@@ -294,6 +295,8 @@ class FileHeld:
 
     def lose(self) -> None:
         """Give everything back, without a word to the event loop: this also runs when a coroutine is thrown away."""
+        if self._turn is None:
+            return
         self._files.holders.discard(self)
         file, before = self._file, self._snapshot
         try:
@@ -302,11 +305,10 @@ class FileHeld:
         finally:
             self._close()
             self._snapshot = None
-            if self._turn:
-                self._turns.give_back(self._turn)
-                self._turn = None
+            turn, self._turn = self._turn, None
+            self._turns.give_back(turn)
 
-    def _close(self, times: tuple[float, float] | None = None) -> None:
+    def _close(self, times: tuple[float, float] | None = None, *, are_set: bool = False) -> None:
         file, self._file = self._file, None
         if file:
-            file.close(times)
+            file.close(times, are_set=are_set)

@@ -10,15 +10,15 @@ import os
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from typing import Any, Final, Literal, ParamSpec, TypeVar
+from typing import Any, Final, Literal, TypeVar, TypeVarTuple
 
 import anyio
 
 from asyncsess.backends.file.lock import FileLock
 from asyncsess.errors import StoreError
 
-P = ParamSpec("P")
 T = TypeVar("T")
+Ts = TypeVarTuple("Ts")
 IOMode = Literal["auto", "loop", "thread"]
 
 _SLOW: Final = 0.005
@@ -50,7 +50,7 @@ class IO:
         self._under_way: set[asyncio.Future[Any]] = set()
         self.switches = 0
 
-    async def run(self, function: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
+    async def run(self, function: Callable[[*Ts], T], *args: *Ts) -> T:
         """Call a function that takes microseconds when the disk need not be asked.
 
         Raises:
@@ -58,21 +58,23 @@ class IO:
         """
         started = time.perf_counter()
         if self._mode == "thread" or started < self._threads_until:
-            return await self.in_thread(function, *args, **kwargs)
+            return await self.in_thread(function, *args)
         try:
-            return function(*args, **kwargs)
+            return function(*args)
         except OSError as error:
             raise as_store_error(error) from error
         finally:
-            if self._mode == "auto":
-                self._judge(time.perf_counter() - started)
+            took = time.perf_counter() - started
+            if took >= _SLOW or self._suspicion:
+                self._judge(took)
 
     def _judge(self, took: float) -> None:
+        if self._mode == "loop":
+            return
         if took < _SLOW:
-            if self._suspicion:
-                self._suspicion -= 1
-                if not self._suspicion:
-                    self._stay = _FIRST_STAY
+            self._suspicion -= 1
+            if not self._suspicion:
+                self._stay = _FIRST_STAY
         elif not self._suspicion:
             self._suspicion = _FORGIVEN_AFTER
         else:
@@ -80,14 +82,14 @@ class IO:
             self._stay = min(2 * self._stay, _LONGEST_STAY)
             self.switches += 1
 
-    async def in_thread(self, function: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
+    async def in_thread(self, function: Callable[[*Ts], T], *args: *Ts) -> T:
         """Call a function that waits for a disk by nature, and wait until it has ended.
 
         A cancellation comes out afterwards: a thread can't be stopped, and must not change a file that its caller
         believes to have left. anyio.to_thread would go on without the caller when the task itself is cancelled, and
         shares its threads with whatever of the application waits for a session.
         """
-        future = asyncio.get_running_loop().run_in_executor(self._threads(), lambda: function(*args, **kwargs))
+        future = asyncio.get_running_loop().run_in_executor(self._threads(), function, *args)
         self._under_way.add(future)
         future.add_done_callback(self._under_way.discard)
         try:

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from asyncsess import FileStore, LockLostError, LockTimeoutError, SessionNotFoundError, StoreError
-from asyncsess.backends.file import layout, wakeup
+from asyncsess.backends.file import layout, lock, wakeup
 from asyncsess.backends.file.directory import name_of
 from asyncsess.ids import key_of
 
@@ -237,7 +237,7 @@ async def test_where_locks_do_not_work_the_error_says_so(tmp_path: Path, monkeyp
 
     async with FileStore(tmp_path) as store:
         session_id = await store.create({"a": 1})
-        monkeypatch.setattr("portalocker.portalocker.FlockLocker._locker", staticmethod(no_locks))
+        monkeypatch.setattr(lock, "_flock", no_locks)
         with pytest.raises(StoreError, match=r"can't lock: .*No locks available"):
             async with store.open(session_id):
                 pass
