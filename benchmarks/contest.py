@@ -56,7 +56,7 @@ class Contest:
         if name not in standings:
             return Figure(f"{ours.calls}: against {name}", None, unit, at_least, at_most, self.missing[name])
         theirs = standings[name]
-        ratio = theirs.timing.median / ours.timing.median
+        ratio = theirs.timing.times(ours.timing)
         return Figure(
             f"{ours.calls}: against {name}: {theirs.calls}",
             ratio if at_most is None else 1 / ratio,

@@ -25,6 +25,13 @@ class Timing:
     def best(self) -> float:
         return min(self.samples)
 
+    def times(self, other: Timing) -> float:
+        """Return how many times as long this takes as another: the median of the ratios within each round.
+
+        What else the machine does comes and goes between rounds, and hits both turns of one round.
+        """
+        return median(mine / its for mine, its in zip(self.samples, other.samples, strict=True))
+
 
 def of_coroutine(operation: Callable[[], Awaitable[object]]) -> Turn:
     async def turn(count: int) -> float:

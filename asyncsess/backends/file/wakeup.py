@@ -15,16 +15,12 @@ import weakref
 from collections.abc import Generator, Iterator
 from contextlib import contextmanager, suppress
 from itertools import repeat
-from pathlib import Path
 from typing import Final
 
-if sys.platform == "linux":
-    from asyncinotify import Inotify, Mask, Watch
+from asyncsess.backends.file import inotify
+from asyncsess.backends.file.inotify import Inotify
 
-    _WATCHED: Final = Mask.CLOSE_WRITE | Mask.ATTRIB | Mask.DELETE_SELF | Mask.MOVE_SELF
-    _OVERFLOW: Final = int(Mask.Q_OVERFLOW)
-    _IGNORED: Final = int(Mask.IGNORED)
-
+_WATCHED: Final = inotify.CLOSE_WRITE | inotify.ATTRIB | inotify.DELETE_SELF | inotify.MOVE_SELF
 # The kernel raises the event of a killed holder a moment before it drops its lock: look again soon after an event.
 _AFTER_AN_EVENT: Final = (0.001, 0.005)
 _BEHIND_EVENTS: Final = (0.05, 0.25)
@@ -82,7 +78,7 @@ class Bells:
 
     def __init__(self) -> None:
         self._inotify: Inotify | None = None
-        self._watched: dict[Watch, set[Bell]] = {}
+        self._watched: dict[int, set[Bell]] = {}
 
     @contextmanager
     def watch(self, fd: int) -> Generator[Bell]:
@@ -98,51 +94,48 @@ class Bells:
             yield bell
         finally:
             bells.discard(bell)
-            if not bells and self._watched.pop(watch, None) is not None:
-                self._remove(watch)
+            if not bells:
+                self._unwatch(watch)
 
     @property
     def watching(self) -> int:
         """Files that are watched."""
         return len(self._watched)
 
-    def _add(self, fd: int) -> Watch | None:
+    def _add(self, fd: int) -> int | None:
         """Watch the very file that is open, whatever its name leads to; None if the system's limits are reached."""
         if sys.platform != "linux":
             return None
         try:
             if self._inotify is None:
-                inotify = Inotify()
-                os.set_blocking(inotify.fd, False)  # asyncinotify 4.4 means to, but sets O_CLOEXEC twice
-                asyncio.get_running_loop().add_reader(inotify.fd, self._on_events)
-                self._inotify = inotify
-            return self._inotify.add_watch(Path(f"/proc/self/fd/{fd}"), _WATCHED)
+                instance = Inotify()
+                asyncio.get_running_loop().add_reader(instance.fd, self._on_events)
+                self._inotify = instance
+            return self._inotify.add(fd, _WATCHED)
         except OSError:  # no instance or watch is left, or a sandbox forbids them: the timers do without
             return None
 
-    def _remove(self, watch: Watch) -> None:
-        assert self._inotify is not None
-        with suppress(OSError):  # the file is gone, and the watch with it
-            self._inotify.rm_watch(watch)
+    def _unwatch(self, watch: int) -> None:
+        """Remove a watch when the loop comes to it: whoever was woken has waited long enough."""
+        try:
+            asyncio.get_running_loop().call_soon(self._remove_unused, watch)
+        except RuntimeError:  # no loop runs: a waiting coroutine was thrown away
+            self._remove_unused(watch)
+
+    def _remove_unused(self, watch: int) -> None:
+        if self._inotify is not None and self._watched.get(watch) == set():
+            del self._watched[watch]
+            self._inotify.remove(watch)
 
     def _on_events(self) -> None:
         assert self._inotify is not None
-        while True:
-            try:
-                event = self._inotify.sync_get()
-            except BlockingIOError:
-                return
-            if event is None:
-                return
-            kind = int(event.mask)  # "Mask.X in event.mask" takes longer than all the rest
-            if kind & _OVERFLOW:  # events were dropped, nobody knows whose
+        for watch, events in self._inotify.read():
+            if watch is None:
                 bells = set[Bell]().union(*self._watched.values())
-            elif event.watch is None:
-                continue
-            elif kind & _IGNORED:
-                bells = self._watched.pop(event.watch, set())
+            elif events & inotify.IGNORED:
+                bells = self._watched.pop(watch, set())
             else:
-                bells = self._watched.get(event.watch, set())
+                bells = self._watched.get(watch, set())
             for bell in bells:
                 bell.ring()
 
