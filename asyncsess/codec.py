@@ -129,14 +129,14 @@ class _PlainCodec:
             return
         if depth > _MAX_DEPTH:
             raise _RefusedError(f"nested deeper than {_MAX_DEPTH} levels, or contains itself")
-        step: object = None
-        try:
-            for step, item in steps:
-                if type(item) not in self._scalars:
-                    self._check(item, depth + 1)
-        except _RefusedError as refused:
-            refused.steps.append(step)
-            raise
+        for step, item in steps:
+            if type(item) in self._scalars:
+                continue
+            try:
+                self._check(item, depth + 1)
+            except _RefusedError as refused:
+                refused.steps.append(step)
+                raise
 
     def _check_other(self, value: object) -> None:
         raise _RefusedError(

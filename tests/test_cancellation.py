@@ -228,10 +228,18 @@ def descriptors() -> dict[str, str]:
     return found
 
 
+def watches() -> int:
+    """Count the files that inotify watches; see proc_pid_fdinfo(5)."""
+    instances = [fd for fd, target in descriptors().items() if target == "anon_inode:inotify"]
+    return sum(Path(f"/proc/self/fdinfo/{fd}").read_text().count("inotify wd:") for fd in instances)
+
+
 async def look_for_leftovers(store: FileStore, root: Path, before: dict[str, str]) -> None:
     statistics = store.statistics()
     assert (statistics.open, statistics.holding, statistics.waiting) == (0, 0, 0)
     assert descriptors() == before
+    await asyncio.sleep(0)
+    assert watches() == 0
     assert os.listdir(root / "tmp") == []
     locks = Path("/proc/locks").read_text()
     assert f" {os.getpid()} " not in locks

@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import gc
+import weakref
 from collections.abc import Callable
 from contextlib import suppress
 from datetime import UTC, datetime, timedelta
@@ -169,6 +171,47 @@ async def test_a_value_that_can_not_be_stored_is_named_and_nothing_is_written(st
     assert await stored(store, session_id) == VALUES
     async with store.open(session_id, timeout=1) as session:
         assert session.version == 1
+
+
+@pytest.mark.parametrize(
+    "touch",
+    [
+        lambda session: session.__setitem__("new", {1, 2}),
+        lambda session: session.__setitem__("name", (1, 2)),
+        lambda session: session.__setitem__(1.5, "x"),
+        lambda session: session["cart"].append((1, 2)),
+        lambda session: session.get("cart").append((1, 2)),
+        lambda session: next(iter(session.values())).append((1, 2)),
+        lambda session: dict(session.items())["cart"].append((1, 2)),
+        lambda session: session.setdefault("cart", []).append((1, 2)),
+        lambda session: session.update({"cart": [(1, 2)]}),
+    ],
+)
+async def test_whatever_was_touched_is_checked_also_after_a_commit(store: SessionStore, touch: Change) -> None:
+    session_id = await store.create({"cart": ["tea"], "name": "Ada"})
+    async with store.open(session_id) as session:
+        cart = session["cart"]
+        cart.append("milk")
+        await session.save()
+        touch(session)
+        with pytest.raises(CodecError):
+            await session.save()
+        await session.rollback()
+    assert await stored(store, session_id) == {"cart": ["tea", "milk"], "name": "Ada"}
+
+
+@pytest.mark.parametrize("readonly", [True, False])
+async def test_what_a_session_held_goes_with_the_last_reference_to_it(store: SessionStore, readonly: bool) -> None:
+    session_id = await store.create(VALUES)
+    gc.disable()
+    try:
+        async with store.open(session_id, readonly=readonly) as session:
+            assert session["name"] == "Ada"
+        reference = weakref.ref(session)
+        del session
+        assert reference() is None
+    finally:
+        gc.enable()
 
 
 async def test_a_failed_save_can_be_repaired_and_repeated(store: SessionStore) -> None:

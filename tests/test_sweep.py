@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from asyncsess import FileStore, MsgpackCodec, SessionNotFoundError, SessionStore, StoreError
-from asyncsess.backends.file import held, layout, sweep
+from asyncsess.backends.file import held, layout, lock, sweep
 from asyncsess.backends.file.directory import Directory
 from asyncsess.backends.file.lock import DirectoryLock, FileLock
 from asyncsess.ids import key_of
@@ -65,6 +65,20 @@ async def test_the_lifetime_ends_sessions_that_are_in_use(new_store: NewStore, c
             clock.advance(10)
             assert not await exists(store, session_id)
             assert await store.delete_expired() == 1
+
+
+@pytest.mark.parametrize("now", [1e9, 4e9])
+async def test_the_sweep_goes_by_the_clock_of_the_store(new_store: NewStore, clock: FakeClock, now: float) -> None:
+    clock.now = now
+    async with new_store() as store:
+        session_id = await store.create()
+        clock.advance(IDLE / 2)
+        async with store.open(session_id) as session:
+            session["a"] = 1
+        clock.advance(IDLE / 2)
+        assert await store.delete_expired() == 0
+        clock.advance(IDLE / 2)
+        assert await store.delete_expired() == 1
 
 
 async def test_a_held_session_is_left_alone_until_it_is_released(store: SessionStore, clock: FakeClock) -> None:
@@ -206,6 +220,33 @@ async def test_a_file_that_is_being_made_right_now_is_left_alone(
         assert path.exists()
     await file_store.delete_expired()
     assert not path.exists()
+
+
+@pytest.mark.parametrize("sweeper_is_done", [True, False])
+async def test_a_sweep_may_take_a_file_for_a_leftover_before_its_maker_locks_it(
+    file_store: FileStore, directory: Path, monkeypatch: pytest.MonkeyPatch, sweeper_is_done: bool
+) -> None:
+    """As when a process is stopped for a minute between two system calls, by a debugger or with its machine."""
+    flock, taken = lock._flock, list[Path]()
+    sweeping = ExitStack()
+
+    def sweep_first(fd: int, operation: int) -> None:
+        path = Path(os.readlink(f"/proc/self/fd/{fd}"))
+        if path.parent.name == "tmp" and not taken:
+            taken.append(path)
+            sweeper = os.open(path, os.O_RDWR)
+            sweeping.callback(os.close, sweeper)
+            flock(sweeper, operation)
+            sweeping.callback(path.unlink, missing_ok=True)
+        if sweeper_is_done or path not in taken:
+            sweeping.close()
+        flock(fd, operation)
+
+    monkeypatch.setattr(lock, "_flock", sweep_first)
+    session_id = await file_store.create({"a": 1})
+    async with file_store.open(session_id, readonly=True) as session:
+        assert dict(session) == {"a": 1}
+    assert len(taken) == 1
 
 
 async def test_what_stands_between_the_files_that_are_being_made_stops_no_sweep(

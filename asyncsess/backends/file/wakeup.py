@@ -13,7 +13,7 @@ import sys
 import threading
 import weakref
 from collections.abc import Generator, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from itertools import repeat
 from typing import Final
 

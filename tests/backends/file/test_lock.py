@@ -105,7 +105,7 @@ async def test_a_copy_of_the_descriptor_keeps_neither_the_lock_nor_the_waiters(
 ) -> None:
     without_timers(monkeypatch)
     session_id = await files.create({"n": 0})
-    async with FileStore(tmp_path) as other:
+    async with FileStore(tmp_path, lock_timeout=3600) as other:
 
         async def increment() -> None:
             async with other.open(session_id) as session:
@@ -117,7 +117,8 @@ async def test_a_copy_of_the_descriptor_keeps_neither_the_lock_nor_the_waiters(
             waiter = asyncio.create_task(increment())
             while not other.statistics().waiting:
                 await asyncio.sleep(0)
-        await waiter
+        async with asyncio.timeout(30):
+            await waiter
         os.close(copy)
 
 
@@ -126,6 +127,23 @@ def is_link_to(fd: str, path: Path) -> bool:
         return os.readlink(f"/proc/self/fd/{fd}") == str(path)
     except FileNotFoundError:
         return False
+
+
+async def test_a_waiter_says_in_the_file_that_it_waits(files: FileStore, tmp_path: Path) -> None:
+    session_id = await files.create({"n": 0})
+    path = path_of(tmp_path, session_id)
+    async with FileStore(tmp_path) as other:
+
+        async def increment() -> None:
+            async with other.open(session_id) as session:
+                session["n"] += 1
+
+        async with files.open(session_id):
+            waiter = asyncio.create_task(increment())
+            while not layout.decode_mark(path.read_bytes()[layout.MARK_AT :]):
+                await asyncio.sleep(0)
+        await waiter
+    assert layout.decode_mark(path.read_bytes()[layout.MARK_AT :]) == 0
 
 
 async def test_an_opener_stands_back_for_another_process_that_said_it_waits(files: FileStore, tmp_path: Path) -> None:
