@@ -118,7 +118,7 @@ class ExclusiveOpening:
     async def __aenter__(self) -> Session:
         task = asyncio.current_task()
         self._task = weakref.ref(task) if task else None
-        self._holder = holder_at(*self._caller)
+        self._holder = holder_at(task, *self._caller)
         self._policy.openings.add(self)
         try:
             if not self._is_fresh:  # nobody can know a fresh id, so there is nothing to lock before its first commit
@@ -297,7 +297,6 @@ async def _until_free(lock: asyncio.Lock) -> None:
         raise cancellation
 
 
-def holder_at(filename: str, line: int) -> Holder:
-    """Return the current task as the holder of what is opened at a line of code."""
-    task = asyncio.current_task()
+def holder_at(task: asyncio.Task[Any] | None, filename: str, line: int) -> Holder:
+    """Return a task as the holder of what is opened at a line of code."""
     return Holder(os.getpid(), task.get_name() if task else "", datetime.now(UTC), f"{filename}:{line}")

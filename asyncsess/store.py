@@ -154,7 +154,7 @@ class SessionStore:
             DeadlockError: This task has it open; use `Session.destroy`.
             StoreError: The store failed.
         """
-        holder = holder_at(*_caller())
+        holder = holder_at(asyncio.current_task(), *_caller())
         async with self.backend.hold(key_of(session_id), timeout=self._lock_timeout, holder=holder) as held:
             record = held.record
             await held.delete()

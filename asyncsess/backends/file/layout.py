@@ -35,6 +35,7 @@ _PREAMBLE = struct.Struct("<8sHHI")
 _HEADER = struct.Struct("<8sHHIIdI")
 _MARK = struct.Struct("<Q")
 _HOLDER = struct.Struct("<Id160s")
+_MARK_AND_HOLDER = struct.Struct("<QId160s")
 _SLOT = struct.Struct("<IIQd")
 _CHECKED = struct.Struct("<IQd")
 _TOUCH = struct.Struct("<dI")
@@ -182,7 +183,9 @@ def encode_touch(touched_at: float) -> bytes:
 
 def _decode_touch(data: bytes) -> float:
     touched_at, checksum = _TOUCH.unpack_from(data, TOUCHED_AT)
-    return float(touched_at) if crc32(data[TOUCHED_AT : TOUCHED_AT + 8]) == checksum else 0.0
+    if not checksum or crc32(data[TOUCHED_AT : TOUCHED_AT + 8]) != checksum:
+        return 0.0
+    return float(touched_at)
 
 
 def encode_mark(process: int) -> bytes:
@@ -198,7 +201,7 @@ def decode_mark(data: bytes) -> int:
 def encode_holder(holder: Holder) -> bytes:
     """Return what a new holder writes at `MARK_AT`: no mark, and itself."""
     label = f"{holder.task[:60]}\0{holder.where[-90:]}".encode(errors="replace")[:160]
-    return _MARK.pack(0) + _HOLDER.pack(holder.pid & 0xFFFFFFFF, holder.since.timestamp(), label)
+    return _MARK_AND_HOLDER.pack(0, holder.pid & 0xFFFFFFFF, holder.since.timestamp(), label)
 
 
 def decode_holder(data: bytes) -> Holder | None:

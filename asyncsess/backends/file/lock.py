@@ -101,7 +101,7 @@ class FileLock:
             named = os.stat(self.name, dir_fd=self._root_fd, follow_symlinks=False)
         except FileNotFoundError:
             return False
-        return os.path.samestat(named, self.status)
+        return named.st_ino == self.status.st_ino and named.st_dev == self.status.st_dev
 
     def look_again(self) -> None:
         """Note the file's status as of now."""

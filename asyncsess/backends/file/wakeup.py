@@ -7,6 +7,7 @@ then. The timer behind it makes the wait correct without any event: inotify buys
 from __future__ import annotations
 
 import asyncio
+import logging
 import os
 import random
 import sys
@@ -19,6 +20,8 @@ from typing import Final
 
 from asyncsess.backends.file import inotify
 from asyncsess.backends.file.inotify import Inotify
+
+logger = logging.getLogger("asyncsess")
 
 _WATCHED: Final = inotify.CLOSE_WRITE | inotify.ATTRIB | inotify.DELETE_SELF | inotify.MOVE_SELF
 # The kernel raises the event of a killed holder a moment before it drops its lock: look again soon after an event.
@@ -79,6 +82,7 @@ class Bells:
     def __init__(self) -> None:
         self._inotify: Inotify | None = None
         self._watched: dict[int, set[Bell]] = {}
+        self._has_warned = False
 
     @contextmanager
     def watch(self, fd: int) -> Generator[Bell]:
@@ -112,7 +116,14 @@ class Bells:
                 asyncio.get_running_loop().add_reader(instance.fd, self._on_events)
                 self._inotify = instance
             return self._inotify.add(fd, _WATCHED)
-        except OSError:  # no instance or watch is left, or a sandbox forbids them: the timers do without
+        except OSError as error:
+            if not self._has_warned:
+                self._has_warned = True
+                logger.warning(
+                    "waiting for a session will poll its file, since inotify gives no more (%s); "
+                    "see max_user_instances and max_user_watches in /proc/sys/fs/inotify",
+                    error.strerror,
+                )
             return None
 
     def _unwatch(self, watch: int) -> None:

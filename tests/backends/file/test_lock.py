@@ -182,7 +182,7 @@ async def test_a_session_that_is_created_by_two_stores_at_once_has_one_holder(fi
 
 
 async def test_without_inotify_waiters_poll_and_lose_nothing(
-    files: FileStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    files: FileStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     def no_instance_left() -> None:
         raise OSError(errno.EMFILE, os.strerror(errno.EMFILE))
@@ -203,6 +203,8 @@ async def test_without_inotify_waiters_poll_and_lose_nothing(
             with pytest.raises(LockTimeoutError):
                 async with other.open(session_id, timeout=0.02):
                     pass
+    (warning,) = caplog.messages
+    assert "max_user_instances" in warning
 
 
 async def test_an_event_queue_that_overflowed_wakes_every_waiter(
