@@ -62,10 +62,9 @@ class ReadonlyOpening:
 
     async def refresh(self) -> None:
         policy = self._policy
-        record = await policy.backend.read(self._key)
-        if record is None or not policy.load(self._session, record, self._key):
+        record, now = await policy.backend.read(self._key), policy.clock()
+        if record is None or not policy.load(self._session, record, self._key, now):
             raise SessionNotFoundError(_NOT_FOUND)
-        now = policy.clock()
         if policy.expiry.is_touch_due(record.accessed_at, now):
             try:
                 await policy.backend.touch(self._key, now=now)
@@ -171,7 +170,7 @@ class ExclusiveOpening:
                 self._session.reset()
                 return
             record = await self._policy.backend.read(self._key)
-            if not self._policy.load(self._session, record, self._key):
+            if not self._policy.load(self._session, record, self._key, self._policy.clock()):
                 raise SessionNotFoundError(_NOT_FOUND)
 
     async def destroy(self) -> None:
@@ -228,7 +227,7 @@ class ExclusiveOpening:
             record = held.record
             if record is None and self._create:
                 return
-            if policy.load(self._session, record, self._key):
+            if policy.load(self._session, record, self._key, policy.clock()):
                 return
             if record is not None:  # expired: a session that begins anew begins with nothing of it
                 await held.delete()

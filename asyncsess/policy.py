@@ -53,12 +53,12 @@ class Policy:
             raise SessionTooLargeError(len(payload), self.max_size)
         return payload
 
-    def load(self, session: Session, record: Record | None, key: str) -> bool:
+    def load(self, session: Session, record: Record | None, key: str, now: float) -> bool:
         """Make a session hold what a record holds; return False if there is none, or it has expired."""
         if record is None:
             return False
         ends_at = self.expiry.ends_at(record.created_at, record.accessed_at)
-        if ends_at <= self.clock():
+        if ends_at <= now:
             return False
         data = self.codec.unseal(record.payload, key)
         session.load(self.codec.decode(data), data)

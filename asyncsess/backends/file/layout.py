@@ -96,7 +96,7 @@ def slot_offset(slot: int, slot_size: int) -> int:
 
 def file_size(slot_size: int) -> int:
     """Return the size of a file with two such slots."""
-    return slot_offset(2, slot_size)
+    return SECTOR + 2 * slot_size
 
 
 def encode_slot(key: str, version: int, committed_at: float, payload: bytes) -> bytes:
@@ -166,13 +166,11 @@ def _decode_header(header: bytes) -> tuple[int, float]:
     if len(header) < SECTOR:
         raise DamagedError(f"it ends after {len(header)} bytes" if header else "it is empty")
     magic, version, _, start_sum, slot_size, created_at, header_sum = _HEADER.unpack_from(header)
-    if magic != _MAGIC or crc32(header[:12]) != start_sum:
-        raise DamagedError("its header is damaged")
-    if version > _FORMAT:
+    if magic == _MAGIC and version == _FORMAT and crc32(header[:28]) == header_sum:
+        return slot_size, created_at
+    if magic == _MAGIC and version > _FORMAT and crc32(header[:12]) == start_sum:
         raise NewerFormatError(f"it has format {version}, and this asyncsess reads up to {_FORMAT}")
-    if crc32(header[:28]) != header_sum:
-        raise DamagedError("its header is damaged")
-    return slot_size, created_at
+    raise DamagedError("its header is damaged")
 
 
 def encode_touch(touched_at: float) -> bytes:
