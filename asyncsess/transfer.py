@@ -6,6 +6,7 @@ needs the same codec and secrets.
 
 from __future__ import annotations
 
+import asyncio
 import os
 import secrets
 from collections.abc import AsyncIterator
@@ -113,7 +114,8 @@ async def _lines(store: SessionStore) -> AsyncIterator[_Line]:
 
 
 async def _store_line(store: SessionStore, line: _Line, replace: bool) -> bool:
-    async with store.backend.hold(line.key, timeout=_LOCK_TIMEOUT, holder=holder_at(__name__, 0), create=True) as held:
+    holder = holder_at(asyncio.current_task(), __name__, 0)
+    async with store.backend.hold(line.key, timeout=_LOCK_TIMEOUT, holder=holder, create=True) as held:
         if held.record is not None and not replace:
             return False
         await held.commit(line.payload, now=line.created_at)
