@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from datetime import datetime
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 
 class Holder(NamedTuple):
@@ -52,6 +52,52 @@ class SessionClosedError(SessionError):
     """A session was used after `release`, `rollback`, `destroy` or the end of its block."""
 
 
+class Conflict(NamedTuple):
+    """A value that both sides changed, each in another way.
+
+    Attributes:
+        path: Keys that lead from the session to the value.
+        base: What both sides began with; `asyncsess.rules.MISSING` if it was not there, as with the next two.
+        ours: What this side made of it.
+        theirs: What was committed meanwhile.
+    """
+
+    path: tuple[Any, ...]
+    base: Any
+    ours: Any
+    theirs: Any
+
+    def __repr__(self) -> str:
+        return f"<Conflict {_at(self.path)}>"  # a log is no place for values
+
+
+class ConflictError(SessionError):
+    """Others changed meanwhile what this block changed too; nothing of the block was stored.
+
+    ``__cause__`` is what the first rule raised that could not settle its conflict, if one did.
+
+    Attributes:
+        conflicts: Every value that no rule has settled.
+    """
+
+    def __init__(self, conflicts: Sequence[Conflict]) -> None:
+        paths = ", ".join(_at(conflict.path) for conflict in conflicts)
+        super().__init__(f"others changed {paths} meanwhile, in another way; nothing was stored")
+        self.conflicts = tuple(conflicts)
+
+
+class OperationError(SessionError, ValueError):
+    """An operation does not fit the value that it met; nothing was stored.
+
+    Attributes:
+        path: Keys that lead from the session to the value.
+    """
+
+    def __init__(self, message: str, path: Sequence[object]) -> None:
+        super().__init__(f"{_at(path)}: {message}")
+        self.path = tuple(path)
+
+
 class LockTimeoutError(SessionError, TimeoutError):
     """The lock was not free in time.
 
@@ -83,8 +129,7 @@ class CodecError(SessionError, ValueError):
     """
 
     def __init__(self, message: str, path: Sequence[object] = ()) -> None:
-        at = "".join(f"[{step!r}]" for step in path)
-        super().__init__(f"session{at}: {message}" if at else message)
+        super().__init__(f"{_at(path)}: {message}" if path else message)
         self.path = tuple(path)
 
 
@@ -123,3 +168,7 @@ class StoreError(SessionError):
 
 class CommitUnknownError(StoreError):
     """The commit may or may not be durable: the storage failed after it was handed over."""
+
+
+def _at(path: Sequence[object]) -> str:
+    return "session" + "".join(f"[{step!r}]" for step in path)

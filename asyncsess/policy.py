@@ -64,3 +64,12 @@ class Policy:
         session.load(self.codec.decode(data), data)
         session.dated(record.version, record.created_at, ends_at)
         return True
+
+    def date(self, session: Session, record: Record) -> None:
+        """Tell a session the version and the times of what has been stored."""
+        ends_at = self.expiry.ends_at(record.created_at, record.accessed_at)
+        session.dated(record.version, record.created_at, ends_at)
+
+    def has_expired(self, record: Record) -> bool:
+        """Tell whether a record is that of an expired session."""
+        return self.expiry.is_over(record.created_at, record.accessed_at, self.clock())

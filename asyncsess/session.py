@@ -18,6 +18,7 @@ class State(Enum):
     """What may be done with a session."""
 
     EXCLUSIVE = "exclusive"
+    OPTIMISTIC = "optimistic"
     READONLY = "readonly"
     RELEASED = "released"
     DESTROYED = "destroyed"
@@ -124,7 +125,7 @@ class Session(MutableMapping[str, Any]):
 
     def __repr__(self) -> str:
         try:
-            modified = " modified" if self._state is State.EXCLUSIVE and self.is_modified else ""
+            modified = " modified" if self._state in _WRITABLE and self.is_modified else ""
         except CodecError:
             modified = " not storable"
         return f"<Session {self._state.value} version={self._version}{modified}>"
@@ -218,11 +219,16 @@ class Session(MutableMapping[str, Any]):
         """What may be done with it now."""
         return self._state
 
+    @property
+    def baseline(self) -> bytes:
+        """What the store has, encoded; an empty mapping for a session that was never stored."""
+        return self._codec.encode({}) if self._baseline is None else self._baseline
+
     def check_writable(self) -> None:
         """Raise what explains why this session can't be changed, if it can't."""
         if self._state is State.READONLY:
             raise ReadOnlySessionError("the session was opened with readonly=True; open it without to change it")
-        if self._state is not State.EXCLUSIVE:
+        if self._state not in _WRITABLE:
             raise self._closed()
 
     def load(self, values: dict[str, Any], baseline: bytes | None) -> None:
@@ -241,6 +247,26 @@ class Session(MutableMapping[str, Any]):
         """Hold what the store has, and drop what was changed."""
         baseline = self._baseline
         self.load({} if baseline is None else self._codec.decode(baseline), baseline)
+
+    def replace(self, values: dict[str, Any]) -> None:
+        """Hold other values, none of which has been checked."""
+        self._values = values
+        self._touched.update(values)
+        self._is_changed = self._is_exposed = True
+
+    def rebase(self, values: dict[str, Any], baseline: bytes) -> None:
+        """Hold other values, of which the store has ``baseline``; whoever has a list or a mapping of these keeps it."""
+        for key, value in values.items():
+            mine = self._values.get(key)
+            if type(mine) is list and type(value) is list:
+                mine[:] = value
+                values[key] = mine
+            elif type(mine) is dict and type(value) is dict:
+                _exchange(mine, value)
+                values[key] = mine
+        self._values = values
+        self._baseline = baseline
+        self._is_changed = self.encoded() != baseline
 
     def take_changes(self) -> bytes | None:
         """Return `changes` to commit them: what is changed from here on is for the next commit."""
@@ -299,6 +325,12 @@ class Session(MutableMapping[str, Any]):
         return SessionClosedError(_WHY_CLOSED[self._state])
 
 
+def _exchange(mapping: dict[Any, Any], content: dict[Any, Any]) -> None:
+    mapping.clear()
+    mapping.update(content)
+
+
+_WRITABLE: Final = (State.EXCLUSIVE, State.OPTIMISTIC)
 _WHY_CLOSED: Final = {
     State.RELEASED: "the lock of this session was given back, so it can't be changed; open it again",
     State.DESTROYED: "the session was destroyed; open a new one",

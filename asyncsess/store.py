@@ -20,13 +20,16 @@ from asyncsess.codec import Codec, MsgpackCodec
 from asyncsess.errors import SessionError, StoreError
 from asyncsess.expiry import Expiry, limit, seconds
 from asyncsess.ids import key_of
-from asyncsess.openings import ExclusiveOpening, ReadonlyOpening, holder_at
+from asyncsess.openings import Attempt, Caller, EditOpening, ExclusiveOpening, ReadonlyOpening, holder_at
+from asyncsess.operations import Operation
 from asyncsess.policy import Policy
+from asyncsess.rules import Resolve
 from asyncsess.session import Session
 
 logger = logging.getLogger("asyncsess")
 
 _CLOSE_TIMEOUT: Final = 10.0
+_FIRST_PAUSE: Final = 0.01
 
 
 @dataclass(frozen=True, slots=True)
@@ -125,14 +128,106 @@ class SessionStore:
             LockLostError: On leaving: the session was taken away; nothing was stored.
             StoreError: The store was closed, or failed; on leaving: nothing was stored.
         """
-        if self._is_closed:
-            raise StoreError("the store was closed; enter it again, or make a new one")
+        self._check_open()
         if not readonly:
-            wait = self._lock_timeout if timeout is None else seconds(timeout, "timeout", or_zero=True)
+            wait = self._wait(timeout)
             return ExclusiveOpening(self._policy, session_id, create=create, timeout=wait, caller=_caller())
         if session_id is None or create:
             raise ValueError("readonly=True reads a session that exists: pass its id, and not create=True")
         return ReadonlyOpening(self._policy, session_id)
+
+    def edit(
+        self, session_id: str, *, resolve: Resolve = None, timeout: float | timedelta | None = None
+    ) -> AbstractAsyncContextManager[Session]:
+        """Open a session without a lock, for the block of an ``async with``.
+
+        Leaving the block merges what was changed into what others have stored meanwhile, key by key, and commits it
+        under the lock, which is held for a moment only. `Session.save` and `Session.release` do the same earlier.
+
+            async with store.edit(session_id, resolve={"hits": rules.add}) as session:
+                session["answer"] = await ask_slowly(session["question"])
+                session["hits"] += 1
+
+        Args:
+            session_id: Which session.
+            resolve: What settles a conflict, that is, a key that this block and others changed, each in another way: a
+                rule of `asyncsess.rules` for all keys, or a mapping from a key, a glob pattern or a compiled regular
+                expression to a rule, of which the first that matches is taken. None settles nothing.
+            timeout: Seconds to wait for other holders at a commit; the store's ``lock_timeout`` if None.
+
+        Raises:
+            InvalidSessionIdError, SessionNotFoundError, CorruptSessionError: As `open`. A session that was destroyed
+                meanwhile is not found on leaving, and stays destroyed.
+            ConflictError: On leaving: others changed the same; nothing was stored.
+            LockTimeoutError, DeadlockError, CodecError, StoreError: On leaving: nothing was stored.
+        """
+        self._check_open()
+        return EditOpening(self._policy, session_id, resolve=resolve, timeout=self._wait(timeout), caller=_caller())
+
+    async def attempts(
+        self,
+        session_id: str,
+        *,
+        resolve: Resolve = None,
+        times: int = 5,
+        timeout: float | timedelta | None = None,
+    ) -> AsyncIterator[AbstractAsyncContextManager[Session]]:
+        """Yield openings of a session until the block in them meets no conflict.
+
+        Each but the last is an `edit`. What is left then is a session that everybody changes, so the last opens it
+        exclusively, and meets none.
+
+            async for attempt in store.attempts(session_id):
+                async with attempt as session:
+                    session["total"] = price(session["cart"])
+
+        Args:
+            session_id: Which session.
+            resolve: What settles a conflict without another attempt; as for `edit`.
+            times: How many attempts there are at most.
+            timeout: Seconds to wait for other holders; the store's ``lock_timeout`` if None.
+
+        Raises:
+            As `edit` and `open`, save for `ConflictError`.
+        """
+        self._check_open()
+        wait, caller = self._wait(timeout), _caller()
+        for number in range(times - 1):
+            attempt = Attempt(EditOpening(self._policy, session_id, resolve=resolve, timeout=wait, caller=caller))
+            yield attempt
+            if not attempt.has_failed:
+                return
+            await asyncio.sleep(random.uniform(0, _FIRST_PAUSE * 2**number))
+        yield ExclusiveOpening(self._policy, session_id, create=False, timeout=wait, caller=caller)
+
+    async def apply(
+        self, session_id: str, *operations: Operation, timeout: float | timedelta | None = None
+    ) -> tuple[Any, ...]:
+        """Run operations of `asyncsess.operations` on the newest data, all of them or none; return their results.
+
+            hits, _ = await store.apply(session_id, increment("hits"), append("log", "x"))
+
+        Args:
+            session_id: Which session.
+            operations: What to do, in this order.
+            timeout: Seconds to wait for other holders; the store's ``lock_timeout`` if None.
+
+        Raises:
+            InvalidSessionIdError, SessionNotFoundError, LockTimeoutError, CorruptSessionError, StoreError: As `open`.
+            DeadlockError: This task has it open: change that session itself.
+            OperationError: One does not fit what is there; nothing was stored.
+            ConflictError: ``compare_and_put`` found another value; nothing was stored.
+            CodecError: A value can't be stored; nothing was.
+        """
+        self._check_open()
+        opening = ExclusiveOpening(
+            self._policy, session_id, create=False, timeout=self._wait(timeout), caller=_caller()
+        )
+        async with opening as session:
+            values = dict(session)
+            results = tuple([operation(values) for operation in operations])
+            session.replace(values)
+        return results
 
     async def create(self, values: Mapping[str, Any] | None = None) -> str:
         """Start a session that holds these values; return its fresh id.
@@ -154,11 +249,11 @@ class SessionStore:
             DeadlockError: This task has it open; use `Session.destroy`.
             StoreError: The store failed.
         """
-        holder = holder_at(asyncio.current_task(), *_caller())
+        holder = holder_at(asyncio.current_task(), _caller())
         async with self.backend.hold(key_of(session_id), timeout=self._lock_timeout, holder=holder) as held:
             record = held.record
             await held.delete()
-        return record is not None and not self.has_expired(record)
+        return record is not None and not self._policy.has_expired(record)
 
     async def delete_expired(self) -> int:
         """Delete the sessions that have expired and are not open; return how many."""
@@ -167,6 +262,13 @@ class SessionStore:
         self._swept += deleted
         return deleted
 
+    def _check_open(self) -> None:
+        if self._is_closed:
+            raise StoreError("the store was closed; enter it again, or make a new one")
+
+    def _wait(self, timeout: float | timedelta | None) -> float:
+        return self._lock_timeout if timeout is None else seconds(timeout, "timeout", or_zero=True)
+
     @property
     def backend(self) -> Backend:
         """Where the sessions are kept."""
@@ -174,7 +276,7 @@ class SessionStore:
 
     def has_expired(self, record: Record) -> bool:
         """Tell whether a record is that of an expired session."""
-        return self._policy.expiry.is_over(record.created_at, record.accessed_at, self._policy.clock())
+        return self._policy.has_expired(record)
 
     def keys(self) -> AsyncIterator[str]:
         """Yield the keys of all sessions, also of those that expired since the last sweep.
@@ -235,7 +337,7 @@ class SessionStore:
                 logger.exception("expired sessions could not be deleted; the next sweep will try again")
 
 
-def _caller() -> tuple[str, int]:
+def _caller() -> Caller:
     """Return the file and line that called this module."""
     frame = sys._getframe(2)
-    return frame.f_code.co_filename, frame.f_lineno
+    return Caller(frame.f_code.co_filename, frame.f_lineno)

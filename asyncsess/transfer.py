@@ -18,7 +18,7 @@ import aiofiles.os
 import msgspec
 
 from asyncsess.errors import CodecError
-from asyncsess.openings import holder_at
+from asyncsess.openings import Caller, holder_at
 from asyncsess.store import SessionStore
 
 T = TypeVar("T")
@@ -114,7 +114,7 @@ async def _lines(store: SessionStore) -> AsyncIterator[_Line]:
 
 
 async def _store_line(store: SessionStore, line: _Line, replace: bool) -> bool:
-    holder = holder_at(asyncio.current_task(), __name__, 0)
+    holder = holder_at(asyncio.current_task(), Caller(__name__, 0))
     async with store.backend.hold(line.key, timeout=_LOCK_TIMEOUT, holder=holder, create=True) as held:
         if held.record is not None and not replace:
             return False

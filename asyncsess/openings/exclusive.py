@@ -1,81 +1,19 @@
-"""The ways to open a session: each a context manager that keeps a `Session` for its block.
-
-What is read and committed when stands here, over any backend.
-"""
+"""`ExclusiveOpening`: a session that nobody else may change meanwhile."""
 
 from __future__ import annotations
 
 import asyncio
-import logging
-import os
 import weakref
 from contextlib import AbstractAsyncContextManager, suppress
-from datetime import UTC, datetime
 from types import TracebackType
-from typing import Any, Final
-
-import anyio
+from typing import Any
 
 from asyncsess.backends.base import Held, Record
-from asyncsess.errors import Holder, SessionNotFoundError, StoreError
+from asyncsess.errors import SessionNotFoundError, StoreError
 from asyncsess.ids import key_of, new_session_id
+from asyncsess.openings.base import NOT_FOUND, Caller, holder_at, until_free
 from asyncsess.policy import Policy
 from asyncsess.session import Session, State
-
-logger = logging.getLogger("asyncsess")
-
-_NOT_FOUND: Final = "there is no such session: it is unknown, expired or was destroyed"
-
-
-class ReadonlyOpening:
-    """A snapshot: one committed version, read without waiting for anybody."""
-
-    __slots__ = ("_key", "_policy", "_session")
-
-    def __init__(self, policy: Policy, session_id: str) -> None:
-        self._policy = policy
-        self._key = key_of(session_id)
-        self._session = Session(self, session_id, State.READONLY, policy.codec)
-
-    async def __aenter__(self) -> Session:
-        await self.refresh()
-        return self._session
-
-    async def __aexit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
-    ) -> None:
-        try:
-            if kind is None:
-                self._session.check_unchanged()
-        finally:
-            self._session.becomes(State.CLOSED)
-
-    async def save(self) -> None:
-        self._session.check_writable()
-
-    async def release(self) -> None:
-        """Do nothing: there is no lock."""
-
-    async def rollback(self) -> None:
-        """Drop what was changed inside; there is no lock."""
-        await self.refresh()
-
-    async def refresh(self) -> None:
-        policy = self._policy
-        record, now = await policy.backend.read(self._key), policy.clock()
-        if record is None or not policy.load(self._session, record, self._key, now):
-            raise SessionNotFoundError(_NOT_FOUND)
-        if policy.expiry.is_touch_due(record.accessed_at, now):
-            try:
-                await policy.backend.touch(self._key, now=now)
-            except StoreError as error:  # a read-only disk can still be read
-                logger.warning("that a session was read could not be recorded: %s", str(error))
-
-    async def destroy(self) -> None:
-        self._session.check_writable()
-
-    async def regenerate_id(self) -> None:
-        self._session.check_writable()
 
 
 class ExclusiveOpening:
@@ -86,7 +24,7 @@ class ExclusiveOpening:
         session_id: None for a new session under a fresh id.
         create: Start a session under this id if there is none.
         timeout: Seconds to wait for the lock.
-        caller: File and line that opens the session, for those who time out waiting for it.
+        caller: Who opens it, for those who time out waiting for it.
     """
 
     __slots__ = (
@@ -94,9 +32,7 @@ class ExclusiveOpening:
         "_timeout",
     )  # fmt: skip
 
-    def __init__(
-        self, policy: Policy, session_id: str | None, *, create: bool, timeout: float, caller: tuple[str, int]
-    ) -> None:
+    def __init__(self, policy: Policy, session_id: str | None, *, create: bool, timeout: float, caller: Caller) -> None:
         self._is_fresh = session_id is None
         session_id = session_id if session_id is not None else new_session_id()
         self._policy = policy
@@ -117,7 +53,7 @@ class ExclusiveOpening:
     async def __aenter__(self) -> Session:
         task = asyncio.current_task()
         self._task = weakref.ref(task) if task else None
-        self._holder = holder_at(task, *self._caller)
+        self._holder = holder_at(task, self._caller)
         self._policy.openings.add(self)
         try:
             if not self._is_fresh:  # nobody can know a fresh id, so there is nothing to lock before its first commit
@@ -132,7 +68,7 @@ class ExclusiveOpening:
     ) -> None:
         try:
             if self._busy.locked():  # another task of the block is saving
-                await _until_free(self._busy)
+                await until_free(self._busy)
             if kind is None and self._session.state is State.EXCLUSIVE:
                 await self._commit_and_release(State.CLOSED)
             elif kind is None:
@@ -171,7 +107,7 @@ class ExclusiveOpening:
                 return
             record = await self._policy.backend.read(self._key)
             if not self._policy.load(self._session, record, self._key, self._policy.clock()):
-                raise SessionNotFoundError(_NOT_FOUND)
+                raise SessionNotFoundError(NOT_FOUND)
 
     async def destroy(self) -> None:
         async with self._busy:
@@ -193,7 +129,8 @@ class ExclusiveOpening:
         payload = self._policy.seal(data, key)
         # The absolute limit counts from the first login on, not from each new id.
         now = self._policy.clock()
-        created_at = now if session.created_at is None else session.created_at.timestamp()
+        before = None if self._held is None else self._held.record
+        created_at = now if before is None else before.created_at
         backend, old, old_hold = self._policy.backend, self._held, self._hold
         new_hold = backend.create(key, payload, created_at=created_at, now=now, holder=self._holder)
         new = await new_hold.__aenter__()
@@ -233,7 +170,7 @@ class ExclusiveOpening:
                 await held.delete()
             await self._let_go()
             if not self._create:
-                raise SessionNotFoundError(_NOT_FOUND)
+                raise SessionNotFoundError(NOT_FOUND)
 
     async def _commit_and_release(self, then: State) -> None:
         """Store what was changed, and nothing that is changed from here on, which raises."""
@@ -264,8 +201,7 @@ class ExclusiveOpening:
         """Tell the session what has been stored."""
         assert record is not None
         self._session.committed(data)
-        ends_at = self._policy.expiry.ends_at(record.created_at, record.accessed_at)
-        self._session.dated(record.version, record.created_at, ends_at)
+        self._policy.date(self._session, record)
 
     async def _enter(self, hold: AbstractAsyncContextManager[Held]) -> Held:
         self._held = await hold.__aenter__()
@@ -280,22 +216,3 @@ class ExclusiveOpening:
     async def _leave(self) -> None:
         self._policy.openings.discard(self)
         await self._let_go()
-
-
-async def _until_free(lock: asyncio.Lock) -> None:
-    """Wait until nobody has a lock, also when cancelled meanwhile; the cancellation comes out afterwards."""
-    cancellation = None
-    with anyio.CancelScope(shield=True):
-        while lock.locked():
-            try:
-                async with lock:
-                    pass
-            except asyncio.CancelledError as error:
-                cancellation = error
-    if cancellation:
-        raise cancellation
-
-
-def holder_at(task: asyncio.Task[Any] | None, filename: str, line: int) -> Holder:
-    """Return a task as the holder of what is opened at a line of code."""
-    return Holder(os.getpid(), task.get_name() if task else "", datetime.now(UTC), f"{filename}:{line}")

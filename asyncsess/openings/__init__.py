@@ -1,0 +1,11 @@
+"""The ways to open a session: each a context manager that keeps a `Session` for its block.
+
+What is read and committed when stands here, over any backend.
+"""
+
+from asyncsess.openings.base import Caller, holder_at
+from asyncsess.openings.edit import Attempt, EditOpening
+from asyncsess.openings.exclusive import ExclusiveOpening
+from asyncsess.openings.readonly import ReadonlyOpening
+
+__all__ = ["Attempt", "Caller", "EditOpening", "ExclusiveOpening", "ReadonlyOpening", "holder_at"]

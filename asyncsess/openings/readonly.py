@@ -1,0 +1,53 @@
+"""`ReadonlyOpening`: a session as it is right now."""
+
+from __future__ import annotations
+
+from types import TracebackType
+
+from asyncsess.ids import key_of
+from asyncsess.openings.base import load_snapshot
+from asyncsess.policy import Policy
+from asyncsess.session import Session, State
+
+
+class ReadonlyOpening:
+    """A snapshot: one committed version, read without waiting for anybody."""
+
+    __slots__ = ("_key", "_policy", "_session")
+
+    def __init__(self, policy: Policy, session_id: str) -> None:
+        self._policy = policy
+        self._key = key_of(session_id)
+        self._session = Session(self, session_id, State.READONLY, policy.codec)
+
+    async def __aenter__(self) -> Session:
+        await self.refresh()
+        return self._session
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        try:
+            if kind is None:
+                self._session.check_unchanged()
+        finally:
+            self._session.becomes(State.CLOSED)
+
+    async def save(self) -> None:
+        self._session.check_writable()
+
+    async def release(self) -> None:
+        """Do nothing: there is no lock."""
+
+    async def rollback(self) -> None:
+        """Drop what was changed inside; there is no lock."""
+        await self.refresh()
+
+    async def refresh(self) -> None:
+        await load_snapshot(self._policy, self._session, self._key)
+
+    async def destroy(self) -> None:
+        self._session.check_writable()
+
+    async def regenerate_id(self) -> None:
+        self._session.check_writable()
