@@ -1,7 +1,7 @@
 """The three-way merge of what two sides made of one mapping. Pure functions.
 
-Key by key: what one side changed is taken, the same change on both sides is no conflict, and different changes are
-settled by a rule or reported. Deleting a key is a change of it, so what one side added or changed is never lost.
+Key by key: what one side changed is taken, and what both changed is settled by a rule, or else reported as a conflict,
+unless both made the same of it. Deleting a key is a change of it, so what one side added or changed is never lost.
 """
 
 from __future__ import annotations
@@ -61,20 +61,24 @@ class _Merger:
 
     def _value_of(self, path: Path, base: Any, ours: Any, theirs: Any, rule: Rule | Nested) -> Any:
         """Return what becomes of a value that we changed."""
-        if is_same(base, theirs) or is_same(ours, theirs):
+        if is_same(base, theirs) or (ours is MISSING and theirs is MISSING):
             return ours
         if isinstance(rule, Nested):
             return self._nested(path, base, ours, theirs, rule)
         try:
-            value = rule(base, ours, theirs)
+            value = rule(base, ours, theirs)  # also for the same change on both sides: two that add 1 add 2
             if self._check and value is not MISSING:
                 self._check(value)
         except Exception as error:  # whatever a rule raises, it has not settled the conflict
+            if is_same(ours, theirs):
+                return ours
             return self._conflict(path, base, ours, theirs, None if rule is rules.fail else error)
         return value
 
     def _nested(self, path: Path, base: Any, ours: Any, theirs: Any, rule: Nested) -> Any:
         if type(ours) is not dict or type(theirs) is not dict or type(base) not in (dict, type(MISSING)):
+            if is_same(ours, theirs):
+                return ours
             return self._conflict(path, base, ours, theirs, None)
         start: Values = {} if base is MISSING else base
         return self.merge(start, ours, theirs, rule.rules, path)

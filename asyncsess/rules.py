@@ -1,4 +1,4 @@
-"""Rules that settle a conflict: what a value becomes that both sides changed, each in another way.
+"""Rules that settle a conflict: what becomes of a value that both sides changed.
 
 A rule is a function of three values: of the version that both sides began with, of ours, and of theirs, which has been
 committed meanwhile. Any of them may be `MISSING`. What it returns is stored; `MISSING` removes the key. A rule that

@@ -3,57 +3,16 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, MutableMapping
+from collections.abc import Collection, Iterator, MutableMapping
 from datetime import UTC, datetime
-from enum import Enum
-from typing import Any, Final, Protocol
+from typing import Any, Final
 
 from asyncsess.codec import Codec
 from asyncsess.errors import CodecError, ReadOnlySessionError, SessionClosedError
+from asyncsess.keeper import NO_KEEPER, WHY_CLOSED, WRITABLE, Keeper, State
+from asyncsess.values import MISSING, is_same
 
 _ATOMS: Final = frozenset({type(None), bool, int, float, str, bytes, datetime})
-
-
-class State(Enum):
-    """What may be done with a session."""
-
-    EXCLUSIVE = "exclusive"
-    OPTIMISTIC = "optimistic"
-    READONLY = "readonly"
-    RELEASED = "released"
-    DESTROYED = "destroyed"
-    CLOSED = "closed"
-
-
-class Keeper(Protocol):
-    """Who does the I/O for a session: the block that opened it."""
-
-    async def save(self) -> None:
-        """Commit, and keep the lock."""
-
-    async def release(self) -> None:
-        """Commit, and give the lock back."""
-
-    async def rollback(self) -> None:
-        """Drop what was not committed, and give the lock back."""
-
-    async def refresh(self) -> None:
-        """Load what is stored."""
-
-    async def destroy(self) -> None:
-        """Delete the session, and give the lock back."""
-
-    async def regenerate_id(self) -> None:
-        """Move the session to a fresh id, and keep the lock."""
-
-
-class _NoKeeper:
-    """The keeper of a session whose block has ended."""
-
-    async def save(self) -> None:
-        raise SessionClosedError(_WHY_CLOSED[State.CLOSED])
-
-    release = rollback = refresh = destroy = regenerate_id = save
 
 
 class Session(MutableMapping[str, Any]):
@@ -69,7 +28,7 @@ class Session(MutableMapping[str, Any]):
 
     __slots__ = (
         "__weakref__", "_baseline", "_codec", "_created_at", "_ends_at", "_id", "_is_changed", "_is_exposed",
-        "_keeper", "_state", "_touched", "_values", "_version",
+        "_keeper", "_locked", "_state", "_touched", "_values", "_version",
     )  # fmt: skip
 
     def __init__(self, keeper: Keeper, session_id: str, state: State, codec: Codec) -> None:
@@ -81,6 +40,7 @@ class Session(MutableMapping[str, Any]):
         self._baseline: bytes | None = None
         self._is_changed = self._is_exposed = False
         self._touched = set[str]()
+        self._locked: Collection[str] | None = None
         self._version = 0
         self._created_at = self._ends_at = math.nan
 
@@ -97,6 +57,8 @@ class Session(MutableMapping[str, Any]):
 
     def __setitem__(self, key: str, value: Any) -> None:
         self.check_writable()
+        if self._locked is not None and key not in self._locked:
+            raise self._not_locked(key)
         self._is_changed = True
         self._values[key] = value
         self._touched.add(key)
@@ -105,6 +67,8 @@ class Session(MutableMapping[str, Any]):
 
     def __delitem__(self, key: str) -> None:
         self.check_writable()
+        if self._locked is not None and key not in self._locked:
+            raise self._not_locked(key)
         del self._values[key]
         self._is_changed = True
 
@@ -125,7 +89,7 @@ class Session(MutableMapping[str, Any]):
 
     def __repr__(self) -> str:
         try:
-            modified = " modified" if self._state in _WRITABLE and self.is_modified else ""
+            modified = " modified" if self._state in WRITABLE and self.is_modified else ""
         except CodecError:
             modified = " not storable"
         return f"<Session {self._state.value} version={self._version}{modified}>"
@@ -176,14 +140,20 @@ class Session(MutableMapping[str, Any]):
         """
         await self._keeper.save()
 
-    async def release(self) -> None:
+    async def release(self, *variables: str) -> None:
         """Commit now, and let others in. What was read stays readable; writing raises from here on.
+
+        Args:
+            variables: Of a session opened by `SessionStore.synchronize`, those to give back; all of them if none is
+                named.
 
         Raises:
             CodecError, LockLostError, StoreError: As `save`; the lock is gone in any case.
         """
+        if variables and not set(variables) <= set(self._locked or ()):
+            raise ValueError("only variables that synchronize() has locked can be released by name")
         if self._state not in (State.RELEASED, State.DESTROYED):
-            await self._keeper.release()
+            await self._keeper.release(variables)
 
     async def rollback(self) -> None:
         """Drop what was not committed, and let others in."""
@@ -228,8 +198,21 @@ class Session(MutableMapping[str, Any]):
         """Raise what explains why this session can't be changed, if it can't."""
         if self._state is State.READONLY:
             raise ReadOnlySessionError("the session was opened with readonly=True; open it without to change it")
-        if self._state not in _WRITABLE:
+        if self._state not in WRITABLE:
             raise self._closed()
+
+    def lock(self, variables: Collection[str]) -> None:
+        """Allow only these to be changed."""
+        self._locked = variables
+
+    def check_locked(self) -> None:
+        """Raise if something inside a variable was changed that is not among those that may be."""
+        if self._locked is None:
+            return
+        base, others = self._codec.decode(self.baseline), self._touched.difference(self._locked)
+        for key in others:
+            if not is_same(base.get(key, MISSING), self._values.get(key, MISSING)):
+                raise self._not_locked(key)
 
     def load(self, values: dict[str, Any], baseline: bytes | None) -> None:
         """Hold these values.
@@ -293,7 +276,7 @@ class Session(MutableMapping[str, Any]):
         self._state = state
         self._id = session_id or self._id
         if state is State.CLOSED:  # no cycle is left behind, so what it holds goes with the last reference to it
-            self._keeper = _NO_KEEPER
+            self._keeper = NO_KEEPER
 
     def encoded(self) -> bytes:
         """Return the values encoded.
@@ -321,19 +304,13 @@ class Session(MutableMapping[str, Any]):
             raise ReadOnlySessionError("something inside a session opened with readonly=True was changed, and is lost")
         raise SessionClosedError("something inside the session was changed after its lock was given back, and is lost")
 
+    def _not_locked(self, key: str) -> ReadOnlySessionError:
+        return ReadOnlySessionError(f"the variable {key!r} is not locked here; name it in synchronize() to change it")
+
     def _closed(self) -> SessionClosedError:
-        return SessionClosedError(_WHY_CLOSED[self._state])
+        return SessionClosedError(WHY_CLOSED[self._state])
 
 
 def _exchange(mapping: dict[Any, Any], content: dict[Any, Any]) -> None:
     mapping.clear()
     mapping.update(content)
-
-
-_WRITABLE: Final = (State.EXCLUSIVE, State.OPTIMISTIC)
-_WHY_CLOSED: Final = {
-    State.RELEASED: "the lock of this session was given back, so it can't be changed; open it again",
-    State.DESTROYED: "the session was destroyed; open a new one",
-    State.CLOSED: "the block of this session has ended; take what you need from it inside, or open it again",
-}
-_NO_KEEPER: Final = _NoKeeper()

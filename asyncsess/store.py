@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import logging
 import os
 import random
 import sys
@@ -17,16 +16,23 @@ from typing import Any, Final, Self
 
 from asyncsess.backends.base import Backend, BackendStatistics, Record
 from asyncsess.codec import Codec, MsgpackCodec
-from asyncsess.errors import SessionError, StoreError
+from asyncsess.errors import StoreError
 from asyncsess.expiry import Expiry, limit, seconds
 from asyncsess.ids import key_of
-from asyncsess.openings import Attempt, Caller, EditOpening, ExclusiveOpening, ReadonlyOpening, holder_at
+from asyncsess.openings import (
+    Attempt,
+    Caller,
+    EditOpening,
+    ExclusiveOpening,
+    ReadonlyOpening,
+    VariablesOpening,
+    holder_at,
+)
 from asyncsess.operations import Operation
 from asyncsess.policy import Policy
 from asyncsess.rules import Resolve
 from asyncsess.session import Session
-
-logger = logging.getLogger("asyncsess")
+from asyncsess.sweeper import Sweeper
 
 _CLOSE_TIMEOUT: Final = 10.0
 _FIRST_PAUSE: Final = 0.01
@@ -76,8 +82,7 @@ class SessionStore:
         expiry = Expiry(limit(idle_timeout, "idle_timeout"), limit(lifetime, "lifetime"))
         self._policy = Policy(backend, codec or MsgpackCodec(), expiry, max_size, clock)
         self._lock_timeout = seconds(lock_timeout, "lock_timeout", or_zero=True)
-        self._sweep_interval = limit(sweep_interval, "sweep_interval")
-        self._sweeper: asyncio.Task[None] | None = None
+        self._sweeper = Sweeper(self.delete_expired, limit(sweep_interval, "sweep_interval"))
         self._swept = 0
         self._pid = os.getpid()
         self._is_closed = False
@@ -89,8 +94,7 @@ class SessionStore:
         await self._policy.backend.open()
         self._is_closed = False
         self._pid = os.getpid()
-        if self._sweep_interval is not None:
-            self._sweeper = asyncio.create_task(self._sweep(self._sweep_interval), name="asyncsess sweeper")
+        self._sweeper.start()
         return self
 
     async def __aexit__(
@@ -150,9 +154,10 @@ class SessionStore:
 
         Args:
             session_id: Which session.
-            resolve: What settles a conflict, that is, a key that this block and others changed, each in another way: a
-                rule of `asyncsess.rules` for all keys, or a mapping from a key, a glob pattern or a compiled regular
-                expression to a rule, of which the first that matches is taken. None settles nothing.
+            resolve: What becomes of a key that both this block and others changed: a rule of `asyncsess.rules` for all
+                keys, or a mapping from a key, a glob pattern or a compiled regular expression to a rule, of which the
+                first that matches is taken. Without a rule, both making the same of it is agreement, so a counter needs
+                `rules.add`, and anything else is a conflict.
             timeout: Seconds to wait for other holders at a commit; the store's ``lock_timeout`` if None.
 
         Raises:
@@ -163,6 +168,41 @@ class SessionStore:
         """
         self._check_open()
         return EditOpening(self._policy, session_id, resolve=resolve, timeout=self._wait(timeout), caller=_caller())
+
+    def synchronize(
+        self,
+        session_id: str,
+        *variables: str,
+        resolve: Resolve = None,
+        timeout: float | timedelta | None = None,
+    ) -> AbstractAsyncContextManager[Session]:
+        """Lock variables of a session, not the session, for the block of an ``async with``.
+
+        Others change other variables meanwhile, and readers read. Leaving the block commits what was changed, and gives
+        the locks back; `Session.release` does that for some of them earlier.
+
+            async with store.synchronize(session_id, "search") as session:
+                session["search"] = await search_slowly(session["question"])
+
+        Args:
+            session_id: Which session.
+            variables: The keys to lock, which alone may be changed.
+            resolve: What becomes of one of them if somebody changed it who had not locked it, by `open`, `edit` or
+                `apply`; see `edit`.
+            timeout: Seconds to wait for all of the locks; the store's ``lock_timeout`` if None.
+
+        Raises:
+            LockTimeoutError: On entering: a variable was not free in time.
+            DeadlockError: On entering: this task holds one of them.
+            ReadOnlySessionError: On leaving: something inside another variable was changed; nothing was stored.
+            InvalidSessionIdError, SessionNotFoundError, ConflictError and others: As `edit`.
+        """
+        self._check_open()
+        if not variables or not all(isinstance(variable, str) for variable in variables):
+            raise ValueError("name the variables to lock: one or more strings")
+        return VariablesOpening(
+            self._policy, session_id, variables, resolve=resolve, timeout=self._wait(timeout), caller=_caller()
+        )
 
     async def attempts(
         self,
@@ -308,7 +348,7 @@ class SessionStore:
         """
         self._is_closed = True
         try:
-            await self._stop_sweeping()
+            await self._sweeper.stop()
             me, until = asyncio.current_task(), time.monotonic() + timeout
             # The blocks may belong to other event loops, so there is no event of this one to wait for.
             while self._is_open_elsewhere(me) and time.monotonic() < until:  # noqa: ASYNC110
@@ -316,25 +356,10 @@ class SessionStore:
         finally:
             await self._policy.backend.aclose()
 
-    async def _stop_sweeping(self) -> None:
-        sweeper, self._sweeper = self._sweeper, None
-        if sweeper is not None and sweeper.get_loop() is asyncio.get_running_loop():  # else the loop ended with it
-            sweeper.cancel()
-            await asyncio.wait([sweeper])
-
     def _is_open_elsewhere(self, me: asyncio.Task[Any] | None) -> bool:
         if self._pid != os.getpid():  # the blocks are those of the process that this one was forked from
             return False
         return any(not opening.is_of(me) for opening in self._policy.openings)
-
-    async def _sweep(self, interval: float) -> None:
-        """Delete expired sessions from time to time. Several processes need not do it all at once."""
-        while True:
-            await asyncio.sleep(random.uniform(0.5, 1.0) * interval)
-            try:
-                await self.delete_expired()
-            except SessionError:
-                logger.exception("expired sessions could not be deleted; the next sweep will try again")
 
 
 def _caller() -> Caller:

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from asyncsess import FileStore, LockTimeoutError, SessionNotFoundError
+from asyncsess import FileStore, LockTimeoutError, SessionNotFoundError, increment, rules
 
 Scene = Callable[[FileStore, str], Awaitable[None]]
 
@@ -71,6 +71,40 @@ async def roll_back(store: FileStore, session_id: str) -> None:
         await session.rollback()
 
 
+async def edit(store: FileStore, session_id: str) -> None:
+    async with store.edit(session_id, resolve={"n": rules.add}) as session:
+        session["n"] += 1
+
+
+async def edit_and_merge(store: FileStore, session_id: str) -> None:
+    async with store.edit(session_id, resolve={"n": rules.add}) as session:
+        session["n"] += 1
+        await change_another(store, session_id)
+        await session.save()
+
+
+async def change_another(store: FileStore, session_id: str) -> None:
+    async with store.open(session_id) as session:
+        session["other"] = 1
+
+
+async def synchronize(store: FileStore, session_id: str) -> None:
+    async with store.synchronize(session_id, "n", "list") as session:
+        session["n"] += 1
+        await session.release("n")
+        session["list"].append(1)
+
+
+async def apply(store: FileStore, session_id: str) -> None:
+    await store.apply(session_id, increment("n"))
+
+
+async def attempts(store: FileStore, session_id: str) -> None:
+    async for attempt in store.attempts(session_id):
+        async with attempt as session:
+            session["n"] += 1
+
+
 async def refresh(store: FileStore, session_id: str) -> None:
     async with store.open(session_id) as session:
         await session.refresh()
@@ -111,8 +145,8 @@ async def list_keys(store: FileStore, session_id: str) -> None:
 
 
 SCENES: list[Scene] = [
-    change, grow, save_then_change, release_early, roll_back, refresh, create, adopt, look_at_the_unborn, destroy,
-    regenerate, sweep, list_keys,
+    change, grow, save_then_change, release_early, roll_back, edit, edit_and_merge, synchronize, apply, attempts,
+    refresh, create, adopt, look_at_the_unborn, destroy, regenerate, sweep, list_keys,
 ]  # fmt: skip
 OPTIONS: list[dict[str, Any]] = [{"io": "loop"}, {"io": "thread"}, {"durability": "power"}]
 
@@ -240,7 +274,7 @@ async def look_for_leftovers(store: FileStore, root: Path, before: dict[str, str
     assert descriptors() == before
     await asyncio.sleep(0)
     assert watches() == 0
-    assert os.listdir(root / "tmp") == []
+    assert os.listdir(root / "tmp") == os.listdir(root / "locks") == []
     locks = Path("/proc/locks").read_text()
     assert f" {os.getpid()} " not in locks
 
@@ -250,7 +284,9 @@ async def look_at_the_data(store: FileStore, session_id: str, scene: Scene, is_c
     try:
         async with store.open(session_id, timeout=1) as session:
             assert (session["n"], session["list"]) in ((0, []), (1, []), (1, [1]))
-            changed = scene in (change, grow, save_then_change, release_early)
+            changed = scene in (
+                change, grow, save_then_change, release_early, edit, edit_and_merge, synchronize, apply, attempts
+            )  # fmt: skip
             assert is_cancelled or session["n"] == (1 if changed else 0)
     except SessionNotFoundError:
         assert scene in (destroy, regenerate)

@@ -134,6 +134,16 @@ class Backend(Protocol):
         """
         ...
 
+    def hold_name(self, key: str, name: str, *, timeout: float, holder: Holder) -> AbstractAsyncContextManager[None]:
+        """Hold a name inside a key exclusively, such as that of a variable; the key itself stays free.
+
+        The key need not have a record. Nothing of the lock is left once nobody holds it or waits for it.
+
+        Raises:
+            LockTimeoutError, DeadlockError: As `hold`.
+        """
+        ...
+
     async def touch(self, key: str, *, now: float) -> None:
         """Record an access. Waits for nobody, moves a time never backwards, revives nothing.
 

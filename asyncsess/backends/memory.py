@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import os
 import threading
-from collections.abc import AsyncIterator
+from collections.abc import AsyncGenerator, AsyncIterator
+from contextlib import asynccontextmanager
 from datetime import UTC, datetime
 from types import TracebackType
 
@@ -44,6 +45,15 @@ class MemoryBackend:
 
     def create(self, key: str, payload: bytes, *, created_at: float, now: float, holder: Holder) -> _MemoryHeld:
         return _MemoryHeld(self, key, 0.0, holder, first=Record(payload, 1, created_at, now))
+
+    @asynccontextmanager
+    async def hold_name(self, key: str, name: str, *, timeout: float, holder: Holder) -> AsyncGenerator[None]:
+        self._check_open()
+        turn = await self._turns.take(f"{key}:{name}", timeout=timeout, holder=holder)
+        try:
+            yield
+        finally:
+            self._turns.give_back(turn)
 
     async def touch(self, key: str, *, now: float) -> None:
         self._check_open()

@@ -7,5 +7,14 @@ from asyncsess.openings.base import Caller, holder_at
 from asyncsess.openings.edit import Attempt, EditOpening
 from asyncsess.openings.exclusive import ExclusiveOpening
 from asyncsess.openings.readonly import ReadonlyOpening
+from asyncsess.openings.variables import VariablesOpening
 
-__all__ = ["Attempt", "Caller", "EditOpening", "ExclusiveOpening", "ReadonlyOpening", "holder_at"]
+__all__ = [
+    "Attempt",
+    "Caller",
+    "EditOpening",
+    "ExclusiveOpening",
+    "ReadonlyOpening",
+    "VariablesOpening",
+    "holder_at",
+]

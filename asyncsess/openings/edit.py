@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import weakref
+from collections.abc import Collection
 from contextlib import suppress
 from types import TracebackType
 from typing import Any
@@ -11,12 +12,13 @@ from typing import Any
 from asyncsess.backends.base import Record
 from asyncsess.errors import CodecError, ConflictError, SessionNotFoundError
 from asyncsess.ids import key_of
+from asyncsess.keeper import State
 from asyncsess.merge import merge
 from asyncsess.openings.base import NOT_FOUND, Caller, holder_at, load_snapshot, until_free
 from asyncsess.openings.exclusive import ExclusiveOpening
 from asyncsess.policy import Policy
 from asyncsess.rules import Resolve
-from asyncsess.session import Session, State
+from asyncsess.session import Session
 
 
 class EditOpening:
@@ -72,7 +74,7 @@ class EditOpening:
             self._session.check_writable()
             await self._commit(State.OPTIMISTIC)
 
-    async def release(self) -> None:
+    async def release(self, variables: Collection[str] = ()) -> None:
         async with self._busy:
             self._session.check_writable()
             await self._commit(State.RELEASED)
@@ -116,6 +118,7 @@ class EditOpening:
     async def _commit(self, then: State) -> None:
         """Store what was changed, merged into what others stored; nothing that is changed from here on."""
         session = self._session
+        session.check_locked()
         data = session.take_changes()
         session.becomes(then)
         if data is None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import weakref
+from collections.abc import Collection
 from contextlib import AbstractAsyncContextManager, suppress
 from types import TracebackType
 from typing import Any
@@ -11,9 +12,10 @@ from typing import Any
 from asyncsess.backends.base import Held, Record
 from asyncsess.errors import SessionNotFoundError, StoreError
 from asyncsess.ids import key_of, new_session_id
+from asyncsess.keeper import State
 from asyncsess.openings.base import NOT_FOUND, Caller, holder_at, until_free
 from asyncsess.policy import Policy
-from asyncsess.session import Session, State
+from asyncsess.session import Session
 
 
 class ExclusiveOpening:
@@ -85,7 +87,7 @@ class ExclusiveOpening:
                 data = self._session.encoded()
             await self._commit(data)
 
-    async def release(self) -> None:
+    async def release(self, variables: Collection[str] = ()) -> None:
         async with self._busy:
             self._session.check_writable()
             try:

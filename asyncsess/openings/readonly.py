@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from types import TracebackType
 
 from asyncsess.ids import key_of
+from asyncsess.keeper import State
 from asyncsess.openings.base import load_snapshot
 from asyncsess.policy import Policy
-from asyncsess.session import Session, State
+from asyncsess.session import Session
 
 
 class ReadonlyOpening:
@@ -36,7 +38,7 @@ class ReadonlyOpening:
     async def save(self) -> None:
         self._session.check_writable()
 
-    async def release(self) -> None:
+    async def release(self, variables: Collection[str] = ()) -> None:
         """Do nothing: there is no lock."""
 
     async def rollback(self) -> None:

@@ -18,7 +18,8 @@ from asyncsess.backends.file import Durability, FileBackend, IOMode
 from asyncsess.backends.file.directory import Directory
 from asyncsess.backends.file.lock import DirectoryLock
 from asyncsess.backends.memory import MemoryBackend
-from asyncsess.testing import KEY, NOW, OTHER_KEY, BackendContract, create, hold, put, until
+from asyncsess.testing import BackendContract, until
+from asyncsess.testing.contract import KEY, NOW, OTHER_KEY, create, hold, put
 
 
 class LocalContract(BackendContract):

@@ -10,7 +10,7 @@ from typing import Any
 from asyncsess.backends.base import Record
 from asyncsess.backends.memory import MemoryBackend
 from asyncsess.expiry import Expiry
-from asyncsess.testing import KEY, NOW, OTHER_KEY, create, hold, put
+from asyncsess.testing.contract import KEY, NOW, OTHER_KEY, create, hold, put
 
 
 class Records(dict[str, Record]):

@@ -11,7 +11,7 @@ import subprocess
 import sys
 from collections.abc import Awaitable, Callable
 
-from asyncsess import FileStore
+from asyncsess import FileStore, increment, rules
 
 ROLES: dict[str, Callable[..., Awaitable[None]]] = {}
 
@@ -35,18 +35,52 @@ async def told() -> None:
     os.read(0, 4096)
 
 
-@role
-async def count(store: FileStore, session_id: str, tasks: str, times: str) -> None:
-    """Increment a number so many times in each of so many tasks."""
+async def increment_exclusively(store: FileStore, session_id: str, key: str) -> int:
+    async with store.open(session_id) as session:
+        number = session[key] = session.get(key, 0) + 1
+    return number
 
-    async def increment() -> None:
+
+async def increment_and_release(store: FileStore, session_id: str, key: str) -> int:
+    async with store.open(session_id) as session:
+        number = session[key] = session.get(key, 0) + 1
+        await session.release()
+        await asyncio.sleep(0)
+    return number
+
+
+async def increment_in_an_edit(store: FileStore, session_id: str, key: str) -> int:
+    async with store.edit(session_id, resolve={key: rules.add}) as session:
+        number = session[key] = session.get(key, 0) + 1
+    return number
+
+
+async def increment_by_an_operation(store: FileStore, session_id: str, key: str) -> int:
+    (number,) = await store.apply(session_id, increment(key))
+    return number
+
+
+async def increment_a_variable(store: FileStore, session_id: str, key: str) -> int:
+    async with store.synchronize(session_id, key, resolve=rules.add) as session:
+        number = session[key] = session.get(key, 0) + 1
+    return number
+
+
+WAYS = {"open": increment_exclusively, "release": increment_and_release, "edit": increment_in_an_edit,
+        "apply": increment_by_an_operation, "synchronize": increment_a_variable}  # fmt: skip
+
+
+@role
+async def count(store: FileStore, session_id: str, tasks: str, times: str, *ways: str) -> None:
+    """Increment a number so many times in each of so many tasks, in one way after the other."""
+
+    async def increment(way: str) -> None:
         for _ in range(int(times)):
-            async with store.open(session_id) as session:
-                session["n"] += 1
+            await WAYS[way](store, session_id, "n")
 
     async with asyncio.TaskGroup() as group:
-        for _ in range(int(tasks)):
-            group.create_task(increment())
+        for task in range(int(tasks)):
+            group.create_task(increment(ways[task % len(ways)]))
 
 
 @role
@@ -68,16 +102,16 @@ async def compete(store: FileStore, session_id: str, name: str, tasks: str) -> N
 
 
 @role
-async def acknowledge(store: FileStore, session_id: str, name: str, tasks: str) -> None:
+async def acknowledge(store: FileStore, session_id: str, name: str, tasks: str, *ways: str) -> None:
     """Increment a number of each task's own, and say so each time, until killed."""
 
     async def increment(task: int) -> None:
         while True:
-            async with store.open(session_id) as session:
-                number = session.get(f"{name}.{task}", 0) + 1
-                session[f"{name}.{task}"] = number
-                session["fill"] = "x" * (number * 37 % 3000)  # grows and shrinks the file
+            number = await WAYS[ways[task % len(ways)]](store, session_id, f"{name}.{task}")
             say(f"{name}.{task}", number)
+            if not task:  # grows and shrinks the file
+                async with store.open(session_id) as session:
+                    session["fill"] = "x" * (number * 37 % 3000)
 
     async with asyncio.TaskGroup() as group:
         for task in range(int(tasks)):

@@ -14,6 +14,7 @@ from asyncsess.backends.file.files import Files, UnsettledError
 from asyncsess.backends.file.held import FileHeld
 from asyncsess.backends.file.io import IO, IOMode
 from asyncsess.backends.file.lock import DirectoryLock
+from asyncsess.backends.file.name_lock import NameHold
 from asyncsess.backends.file.sweep import Sweep, keys_in
 from asyncsess.backends.turns import Turns
 from asyncsess.errors import Holder
@@ -78,6 +79,9 @@ class FileBackend:
     def create(self, key: str, payload: bytes, *, created_at: float, now: float, holder: Holder) -> FileHeld:
         first = Record(payload, 1, created_at, now)
         return FileHeld(self._files, self._turns, key, timeout=0.0, holder=holder, first=first)
+
+    def hold_name(self, key: str, name: str, *, timeout: float, holder: Holder) -> NameHold:
+        return NameHold(self._files, self._turns, key, name, timeout=timeout, holder=holder)
 
     async def touch(self, key: str, *, now: float) -> None:
         await self._files.ready()

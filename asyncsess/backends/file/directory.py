@@ -1,7 +1,7 @@
 """The directory of a file store: whose it must be, what lies where, and the names in it.
 
     <root>/<2 hex>/<62 hex>   a session, by its key      <root>/tmp/      files that are being made
-    <root>/corrupt/           damaged sessions, kept
+    <root>/corrupt/           damaged sessions, kept     <root>/locks/    locks of variables, while they are held
 
 Everything is reached through a descriptor of the root, so a path that is exchanged for a symbolic link after the check
 leads nowhere else. Files have mode 0600, directories 0700, whatever the umask.
@@ -23,6 +23,7 @@ from typing import Final
 from asyncsess.errors import StoreError
 
 TMP: Final = "tmp"
+LOCKS: Final = "locks"
 CORRUPT: Final = "corrupt"
 SHARDS: Final = tuple(f"{number:02x}" for number in range(256))
 _NETWORK_TYPES: Final = ("nfs", "cifs", "smb", "fuse", "9p", "ceph", "afs", "lustre", "gfs2", "ocfs2", "glusterfs")
@@ -136,7 +137,7 @@ class Directory:
                 sync_directory(path.parent)
 
     def _make_parts(self, fd: int) -> None:
-        for name in (TMP, CORRUPT):
+        for name in (TMP, LOCKS, CORRUPT):
             make_directory(name, fd)
         if self._is_durable:
             os.fsync(fd)

@@ -8,7 +8,6 @@ import os
 import time
 from collections.abc import Callable
 from contextlib import suppress
-from enum import Enum, auto
 from types import TracebackType
 from typing import Final
 
@@ -18,31 +17,20 @@ from asyncsess.backends.file.directory import name_of
 from asyncsess.backends.file.files import Files, decode, read_all, record_of
 from asyncsess.backends.file.layout import DamagedError, Snapshot
 from asyncsess.backends.file.lock import FileLock, NewFile
-from asyncsess.backends.file.wakeup import running_bells
+from asyncsess.backends.file.waiting import Outcome, Patience, wait_for
 from asyncsess.backends.turns import Turn, Turns
 from asyncsess.errors import (
     CommitUnknownError,
     CorruptSessionError,
     Holder,
     LockLostError,
-    LockTimeoutError,
     StoreError,
 )
 
 logger = logging.getLogger("asyncsess")
 
-# How long to stand back for a process that said it waits; it is woken at once, if it still lives.
-_POLITE: Final = 0.005
 _SAME_TIME: Final = 0.1
 _NOT_HELD: Final = "the session is no longer held; nothing was stored"
-
-
-class _Outcome(Enum):
-    HELD = auto()
-    ABSENT = auto()
-    BUSY = auto()
-    OTHERS_WAIT = auto()
-    REPLACED = auto()
 
 
 class FileHeld:
@@ -87,14 +75,14 @@ class FileHeld:
         return f"<FileHeld {self._file!r}>"
 
     async def __aenter__(self) -> FileHeld:
-        started = time.monotonic()
+        patience = Patience(self._timeout)
         if not self._files.directory.is_open:
             await self._files.ready()
         self._turn = await self._turns.take(self._key, timeout=self._timeout, holder=self._holder)
         self._files.holders.add(self)
         try:
             if self._first is None:
-                await self._acquire(started)
+                await self._acquire(patience)
             else:
                 await self._store_anew(self._first)
         except BaseException:
@@ -158,38 +146,30 @@ class FileHeld:
         if self._turn is None or not self._turns.is_current(self._turn):
             raise LockLostError(_NOT_HELD)
 
-    async def _acquire(self, started: float) -> None:
+    async def _acquire(self, patience: Patience) -> None:
         """Lock the file that the session's name leads to, and read it."""
         while True:
             outcome = await self._look(self._open)
-            if outcome in (_Outcome.BUSY, _Outcome.OTHERS_WAIT):
-                outcome = await self._wait(started, outcome)
-            if outcome is _Outcome.REPLACED:
-                self._left(started)
+            if outcome in (Outcome.BUSY, Outcome.OTHERS_WAIT):
+                outcome = await self._wait(patience, outcome)
+            if outcome is Outcome.REPLACED:
+                patience.left(None)
                 await asyncio.sleep(0)
-            elif outcome is _Outcome.HELD or not self._create or await self._place():
+            elif outcome is Outcome.HELD or not self._create or await self._place():
                 return
 
-    async def _wait(self, started: float, outcome: _Outcome) -> _Outcome:
-        """Wait for the file's lock: watch first, then try, then sleep, or a release in between is missed."""
+    async def _wait(self, patience: Patience, outcome: Outcome) -> Outcome:
         assert self._file is not None
-        with self._files.waiter(), running_bells().watch(self._file.fd) as bell:
-            if outcome is _Outcome.OTHERS_WAIT:
-                await bell.wait(_POLITE)
-            pauses = bell.pauses()
-            while (outcome := await self._look(self._try_again)) is _Outcome.BUSY:
-                if await bell.wait(min(next(pauses), self._left(started))):
-                    pauses = bell.pauses()
-        return outcome
+        is_polite = outcome is Outcome.OTHERS_WAIT
+        return await wait_for(
+            self._file,
+            lambda: self._look(self._try_again),
+            files=self._files,
+            patience=patience,
+            is_polite=is_polite,
+        )
 
-    def _left(self, started: float) -> float:
-        """Return the seconds that are left to wait."""
-        waited = time.monotonic() - started
-        if waited >= self._timeout:
-            raise LockTimeoutError(waited, self._file.holder() if self._file else None)
-        return self._timeout - waited
-
-    async def _look(self, step: Callable[[], _Outcome]) -> _Outcome:
+    async def _look(self, step: Callable[[], Outcome]) -> Outcome:
         try:
             return await self._files.io.run(step)
         except DamagedError as error:
@@ -198,34 +178,34 @@ class FileHeld:
                 path = await self._files.io.run(self._files.quarantine, self._file, self._key, error)
             raise CorruptSessionError(str(error), path) from error
 
-    def _open(self) -> _Outcome:
+    def _open(self) -> Outcome:
         try:
             self._file = FileLock(name_of(self._key), self._files.directory.fd)
         except FileNotFoundError:
-            return _Outcome.ABSENT
+            return Outcome.ABSENT
         if self._file.is_marked_by_others():
-            return _Outcome.OTHERS_WAIT
-        return self._take() if self._file.try_lock() else _Outcome.BUSY
+            return Outcome.OTHERS_WAIT
+        return self._take() if self._file.try_lock() else Outcome.BUSY
 
-    def _try_again(self) -> _Outcome:
+    def _try_again(self) -> Outcome:
         if self._file is None:  # taken away meanwhile
             raise StoreError("the store was closed")
         if not self._file.try_lock():
             self._file.mark()
-            return _Outcome.BUSY
+            return Outcome.BUSY
         self._file.look_again()
         return self._take()
 
-    def _take(self) -> _Outcome:
+    def _take(self) -> Outcome:
         """Check that the locked file is the session's, and read it. Without the check two could hold the session."""
         file = self._file
         assert file is not None
         if not file.leads_here():
             self._close()
-            return _Outcome.REPLACED
+            return Outcome.REPLACED
         self._snapshot = decode(read_all(file.fd, file.status.st_size), self._key)
         file.write(layout.encode_holder(self._holder), layout.MARK_AT)
-        return _Outcome.HELD
+        return Outcome.HELD
 
     async def _place(self) -> bool:
         """Lock a session that does not exist, by a placeholder; return False if another came first."""

@@ -13,7 +13,7 @@ from contextlib import closing, suppress
 from typing import Final, ParamSpec
 
 from asyncsess.backends.file import layout
-from asyncsess.backends.file.directory import SHARDS, TMP, key_of_name, list_directory, name_of
+from asyncsess.backends.file.directory import LOCKS, SHARDS, TMP, key_of_name, list_directory, name_of
 from asyncsess.backends.file.files import Files, decode, read_all
 from asyncsess.backends.file.layout import DamagedError
 from asyncsess.backends.file.lock import FileLock
@@ -57,9 +57,10 @@ class Sweep:
 
     def _leftovers_then_sessions(self) -> Iterator[None]:
         """Yield after each file that was looked at, so that a slice may end there."""
-        for entry in list_directory(TMP, self._files.directory.fd):
-            self._guarded(self._look_at_leftover, entry)
-            yield
+        for directory in (TMP, LOCKS):
+            for entry in list_directory(directory, self._files.directory.fd):
+                self._guarded(self._look_at_leftover, directory, entry)
+                yield
         for shard in SHARDS:
             candidates: list[str] = []
             for entry in list_directory(shard, self._files.directory.fd):
@@ -79,13 +80,13 @@ class Sweep:
             reason = error.strerror if isinstance(error, OSError) else str(error)
             logger.warning("a file could not be swept, and was left alone: %s", reason)
 
-    def _look_at_leftover(self, entry: os.DirEntry[str]) -> None:
-        """Delete a file that was being made, unless its maker still holds it."""
+    def _look_at_leftover(self, directory: str, entry: os.DirEntry[str]) -> None:
+        """Delete a file that was being made, or the lock of a variable, unless somebody holds it."""
         if entry.stat(follow_symlinks=False).st_mtime >= self._now - _LEFTOVER_AGE:
             return
-        name = f"{TMP}/{entry.name}"
+        name = f"{directory}/{entry.name}"
         with closing(FileLock(name, self._files.directory.fd)) as file:
-            if file.try_lock():
+            if file.try_lock() and file.leads_here():
                 os.unlink(name, dir_fd=self._files.directory.fd)
 
     def _look_at_session(self, entry: os.DirEntry[str], key: str | None, candidates: list[str]) -> None:

@@ -16,7 +16,8 @@ import pytest
 from asyncsess import SessionError
 from asyncsess.backends.base import Record
 from asyncsess.backends.file import FileBackend, files, layout
-from asyncsess.testing import KEY, NOW, create, hold, put, until
+from asyncsess.testing import until
+from asyncsess.testing.contract import KEY, NOW, create, hold, put
 
 
 @pytest.fixture

@@ -1,21 +1,13 @@
-"""For tests: a store with a clock that stands still, and the backend contract as a test class.
-
-Name this module in a conftest.py to have its fixtures, and to see the values when an assertion of the contract fails:
-
-    pytest_plugins = ["asyncsess.testing"]
-
-The contract needs a plugin that runs ``async def`` tests, such as pytest-asyncio in its auto mode.
-"""
+"""The contract of a backend, as a test class: see `asyncsess.backends.base`."""
 # ruff: noqa: D102 - the names of the tests are the sentences
 
 from __future__ import annotations
 
 import asyncio
 import os
-import time
-from collections.abc import Callable, Coroutine
+from collections.abc import Coroutine
 from contextlib import AbstractAsyncContextManager, suppress
-from datetime import UTC, datetime, timedelta
+from datetime import UTC, datetime
 from typing import Any, Final
 
 import pytest
@@ -23,49 +15,12 @@ import pytest
 from asyncsess.backends.base import Backend, Held, Record
 from asyncsess.errors import DeadlockError, Holder, LockLostError, LockTimeoutError, StoreError
 from asyncsess.expiry import Expiry
-from asyncsess.stores import MemoryStore
+from asyncsess.testing.clock import until
 
 KEY: Final = "0a" * 32
 OTHER_KEY: Final = "b1" * 32
 NOW: Final = 1_700_000_000.0
 Holding = AbstractAsyncContextManager[Held]
-
-
-class FakeClock:
-    """A clock that stands still until it is told otherwise; pass it to a store as ``clock``.
-
-    Attributes:
-        now: Seconds since the epoch; may be set. At first, the present in whole seconds, if not told otherwise.
-    """
-
-    def __init__(self, now: float | None = None) -> None:
-        self.now = float(int(time.time())) if now is None else now
-
-    def __call__(self) -> float:
-        return self.now
-
-    def advance(self, by: float | timedelta) -> None:
-        """Move the clock forward, or back by a negative duration."""
-        self.now += by.total_seconds() if isinstance(by, timedelta) else by
-
-
-@pytest.fixture
-def session_clock() -> FakeClock:
-    """Return the clock of `session_store`."""
-    return FakeClock()
-
-
-@pytest.fixture
-def session_store(session_clock: FakeClock) -> MemoryStore:
-    """Return an empty store in memory. Its sessions expire by `session_clock`, and only then."""
-    return MemoryStore(clock=session_clock, sweep_interval=None)
-
-
-async def until(condition: Callable[[], object]) -> None:
-    """Let other tasks run until something is true, such as ``lambda: store.statistics().waiting == 1``."""
-    async with asyncio.timeout(30):
-        while not condition():  # noqa: ASYNC110 - what a backend is doing shows in its statistics, not in an event
-            await asyncio.sleep(0)
 
 
 def create(backend: Backend, payload: bytes = b"payload", key: str = KEY, now: float = NOW) -> Holding:
@@ -76,6 +31,13 @@ def create(backend: Backend, payload: bytes = b"payload", key: str = KEY, now: f
 def hold(backend: Backend, key: str = KEY, *, timeout: float = 30.0, create: bool = False) -> Holding:
     """Hold a key as the contract does."""
     return backend.hold(key, timeout=timeout, holder=_holder("the holder"), create=create)
+
+
+def hold_name(
+    backend: Backend, name: str, *, key: str = KEY, timeout: float = 30.0
+) -> AbstractAsyncContextManager[None]:
+    """Hold a name as the contract does."""
+    return backend.hold_name(key, name, timeout=timeout, holder=_holder("the holder"))
 
 
 async def put(backend: Backend, payload: bytes = b"payload", *, key: str = KEY, now: float = NOW) -> None:
@@ -252,6 +214,77 @@ class BackendContract:
                 with pytest.raises(LockTimeoutError):
                     await asyncio.create_task(_look(backend, [], timeout=0.001))
                 assert await backend.read(KEY) == left
+
+    async def test_a_name_is_held_beside_its_key_and_other_names(self, backend: Backend, other: Backend) -> None:
+        await put(backend)
+        for handle in (backend, other):
+            async with (
+                hold_name(backend, "a"),
+                hold_name(handle, "b", timeout=0),
+                hold_name(handle, "a", key=OTHER_KEY, timeout=0),
+                hold(handle, timeout=0) as held,
+            ):
+                await held.commit(b"new", now=NOW)
+        assert await backend.read(KEY) == Record(b"new", 3, NOW, NOW)
+
+    async def test_holders_of_a_name_exclude_each_other(self, backend: Backend, other: Backend) -> None:
+        inside = most = count = 0
+
+        async def enter(handle: Backend) -> None:
+            nonlocal inside, most, count
+            async with hold_name(handle, "a"):
+                inside, count = inside + 1, count + 1
+                most = max(most, inside)
+                await asyncio.sleep(0)
+                inside -= 1
+
+        await asyncio.gather(*(enter(handle) for _ in range(50) for handle in (backend, other)))
+        assert (most, count, backend.statistics().holding, other.statistics().holding) == (1, 100, 0, 0)
+
+    async def test_holders_of_a_name_come_in_the_order_in_which_they_asked(self, backend: Backend) -> None:
+        came: list[int] = []
+
+        async def enter(number: int) -> None:
+            async with hold_name(backend, "a"):
+                came.append(number)
+
+        async with asyncio.TaskGroup() as tasks, hold_name(backend, "a"):
+            for number in range(5):
+                tasks.create_task(enter(number))
+                await until(lambda: backend.statistics().waiting == number + 1)  # noqa: B023
+        assert came == [*range(5)]
+
+    async def test_waiting_for_a_name_ends_in_time_and_names_its_holder(self, backend: Backend, other: Backend) -> None:
+        async def enter(handle: Backend, timeout: float) -> None:
+            async with hold_name(handle, "a", timeout=timeout):
+                raise AssertionError
+
+        async with hold_name(backend, "a"):
+            for handle in (backend, other):
+                for timeout in (0.0, 0.02):
+                    with pytest.raises(LockTimeoutError) as caught:
+                        await asyncio.create_task(enter(handle, timeout))
+                    assert caught.value.holder is not None
+                    assert caught.value.holder.task == "the holder"
+            with pytest.raises(DeadlockError):
+                await enter(backend, 30.0)
+        async with hold_name(other, "a", timeout=0):
+            pass
+
+    async def test_cancelled_waiters_for_a_name_leave_it_free(self, backend: Backend, other: Backend) -> None:
+        async def enter(handle: Backend) -> None:
+            async with hold_name(handle, "a"):
+                raise AssertionError
+
+        async with hold_name(backend, "a"):
+            waiters = [asyncio.create_task(enter(handle)) for handle in (backend, other, backend)]
+            await until(lambda: _waiting(backend, other) == 3)
+            for waiter in waiters:
+                waiter.cancel()
+            await asyncio.wait(waiters)
+        for handle in (backend, other):
+            async with hold_name(handle, "a", timeout=0):
+                pass
 
     async def test_the_end_of_the_block_gives_the_key_back(self, backend: Backend, other: Backend) -> None:
         for enter in (create(backend), hold(backend)):

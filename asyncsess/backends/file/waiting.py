@@ -1,0 +1,76 @@
+"""The wait for a file's lock: the third ring, behind the queue of this process and the lock itself."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Awaitable, Callable
+from enum import Enum, auto
+from typing import Final
+
+from asyncsess.backends.file.files import Files
+from asyncsess.backends.file.lock import FileLock
+from asyncsess.backends.file.wakeup import running_bells
+from asyncsess.errors import LockTimeoutError
+
+# How long to stand back for a process that said it waits; it is woken at once, if it still lives.
+_POLITE: Final = 0.005
+
+
+class Outcome(Enum):
+    """What became of a try to lock a file."""
+
+    HELD = auto()
+    ABSENT = auto()
+    BUSY = auto()
+    OTHERS_WAIT = auto()
+    REPLACED = auto()
+
+
+class Patience:
+    """How long somebody waits.
+
+    Args:
+        timeout: Seconds, from now on.
+    """
+
+    def __init__(self, timeout: float) -> None:
+        self._timeout = timeout
+        self._started = time.monotonic()
+
+    def left(self, file: FileLock | None) -> float:
+        """Return the seconds that are left to wait for a file.
+
+        Raises:
+            LockTimeoutError: None are.
+        """
+        waited = time.monotonic() - self._started
+        if waited >= self._timeout:
+            raise LockTimeoutError(waited, file.holder() if file else None)
+        return self._timeout - waited
+
+
+async def wait_for(
+    file: FileLock,
+    look_again: Callable[[], Awaitable[Outcome]],
+    *,
+    files: Files,
+    patience: Patience,
+    is_polite: bool,
+) -> Outcome:
+    """Wait until a file's lock is free; watch first, then try, then sleep, or a release in between is missed.
+
+    Args:
+        file: Which.
+        look_again: Tries again.
+        files: The files of the store.
+        patience: How long to wait.
+        is_polite: Let others go first who said that they wait.
+    """
+    with files.waiter(), running_bells().watch(file.fd) as bell:
+        if is_polite:
+            await bell.wait(_POLITE)
+        pauses = bell.pauses()
+        while (outcome := await look_again()) is Outcome.BUSY:
+            if await bell.wait(min(next(pauses), patience.left(file))):
+                pauses = bell.pauses()
+    return outcome
