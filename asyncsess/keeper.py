@@ -37,6 +37,9 @@ class Keeper(Protocol):
     async def release(self, variables: Collection[str] = ()) -> None:
         """Commit, and give back the locks of these variables, or of everything."""
 
+    async def renew(self, lease: float | None) -> None:
+        """Begin the lease anew, with so many seconds, or with as many as before."""
+
     async def rollback(self) -> None:
         """Drop what was not committed, and give the lock back."""
 
@@ -57,6 +60,9 @@ class _NoKeeper:
         raise SessionClosedError(WHY_CLOSED[State.CLOSED])
 
     async def release(self, variables: Collection[str] = ()) -> None:
+        await self.save()
+
+    async def renew(self, lease: float | None) -> None:
         await self.save()
 
     rollback = refresh = destroy = regenerate_id = save

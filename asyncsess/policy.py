@@ -31,6 +31,7 @@ class Policy:
         codec: How values become payloads.
         expiry: When sessions end.
         max_size: Bytes that a payload may have.
+        lease: Seconds for which a holder may keep others waiting.
         clock: Returns seconds since the epoch.
         openings: The blocks that have a session open for writing, or wait for one.
     """
@@ -39,6 +40,7 @@ class Policy:
     codec: Codec
     expiry: Expiry
     max_size: int
+    lease: float
     clock: Callable[[], float]
     openings: set[Opening] = field(default_factory=set[Opening])
 

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import math
 from collections.abc import Collection, Iterator, MutableMapping
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from typing import Any, Final
 
 from asyncsess.codec import Codec
 from asyncsess.errors import CodecError, ReadOnlySessionError, SessionClosedError
+from asyncsess.expiry import seconds
 from asyncsess.keeper import NO_KEEPER, WHY_CLOSED, WRITABLE, Keeper, State
 from asyncsess.values import MISSING, is_same
 
@@ -154,6 +155,18 @@ class Session(MutableMapping[str, Any]):
             raise ValueError("only variables that synchronize() has locked can be released by name")
         if self._state not in (State.RELEASED, State.DESTROYED):
             await self._keeper.release(variables)
+
+    async def renew(self, lease: float | timedelta | None = None) -> None:
+        """Begin the lease anew: nobody takes the session over for so long from now on.
+
+        Args:
+            lease: Seconds; as many as it was opened with if None.
+
+        Raises:
+            LockLostError: Somebody has taken over.
+        """
+        if self._state not in (State.RELEASED, State.DESTROYED):
+            await self._keeper.renew(None if lease is None else seconds(lease, "lease"))
 
     async def rollback(self) -> None:
         """Drop what was not committed, and let others in."""

@@ -61,6 +61,7 @@ class SessionStore:
         idle_timeout: Seconds without use after which a session ends; None for no such limit.
         lifetime: Seconds since its creation after which it ends in any case; None for no such limit.
         lock_timeout: Seconds that `open` waits for other holders, unless it is told otherwise.
+        lease: Seconds after which those who wait may take a session over from a holder that was stopped or hangs.
         codec: How values become bytes; `MsgpackCodec` if None.
         max_size: Bytes that an encoded session may have.
         sweep_interval: Seconds between two sweeps; None for none.
@@ -74,13 +75,14 @@ class SessionStore:
         idle_timeout: float | timedelta | None = 1800.0,
         lifetime: float | timedelta | None = 86400.0,
         lock_timeout: float | timedelta = 40.0,
+        lease: float | timedelta = 30.0,
         codec: Codec | None = None,
         max_size: int = 1024 * 1024,
         sweep_interval: float | timedelta | None = 300.0,
         clock: Callable[[], float] = time.time,
     ) -> None:
         expiry = Expiry(limit(idle_timeout, "idle_timeout"), limit(lifetime, "lifetime"))
-        self._policy = Policy(backend, codec or MsgpackCodec(), expiry, max_size, clock)
+        self._policy = Policy(backend, codec or MsgpackCodec(), expiry, max_size, seconds(lease, "lease"), clock)
         self._lock_timeout = seconds(lock_timeout, "lock_timeout", or_zero=True)
         self._sweeper = Sweeper(self.delete_expired, limit(sweep_interval, "sweep_interval"))
         self._swept = 0
@@ -109,6 +111,7 @@ class SessionStore:
         readonly: bool = False,
         create: bool = False,
         timeout: float | timedelta | None = None,
+        lease: float | timedelta | None = None,
     ) -> AbstractAsyncContextManager[Session]:
         """Open a session for the block of an ``async with``.
 
@@ -121,6 +124,8 @@ class SessionStore:
             create: Start the session under this very id if there is none. For jobs and tests that name their own
                 sessions; an id that a client sent must never be adopted.
             timeout: Seconds to wait for other holders, 0 to try once; the store's ``lock_timeout`` if None.
+            lease: Seconds after which those who wait may take the session over from this block; the store's ``lease``
+                if None, `math.inf` for never. `Session.renew` begins it anew.
 
         Raises:
             InvalidSessionIdError: The id is not one that could have been issued or chosen.
@@ -129,13 +134,15 @@ class SessionStore:
             DeadlockError: On entering: this task has it open already.
             CorruptSessionError: On entering: what is stored is damaged; it was moved aside.
             CodecError: On entering: what is stored is of another codec or secret. On leaving: a value can't be stored.
-            LockLostError: On leaving: the session was taken away; nothing was stored.
+            LockLostError: On leaving: the session was taken over, or taken away; nothing was stored.
             StoreError: The store was closed, or failed; on leaving: nothing was stored.
         """
         self._check_open()
         if not readonly:
             wait = self._wait(timeout)
-            return ExclusiveOpening(self._policy, session_id, create=create, timeout=wait, caller=_caller())
+            return ExclusiveOpening(
+                self._policy, session_id, create=create, timeout=wait, caller=_caller(), lease=limit(lease, "lease")
+            )
         if session_id is None or create:
             raise ValueError("readonly=True reads a session that exists: pass its id, and not create=True")
         return ReadonlyOpening(self._policy, session_id)
@@ -261,7 +268,11 @@ class SessionStore:
         """
         self._check_open()
         opening = ExclusiveOpening(
-            self._policy, session_id, create=False, timeout=self._wait(timeout), caller=_caller()
+            self._policy,
+            session_id,
+            create=False,
+            timeout=self._wait(timeout),
+            caller=_caller(),
         )
         async with opening as session:
             values = dict(session)

@@ -19,6 +19,7 @@ class StoreOptions(TypedDict, total=False):
     idle_timeout: float | timedelta | None
     lifetime: float | timedelta | None
     lock_timeout: float | timedelta
+    lease: float | timedelta
     codec: Codec | None
     max_size: int
     sweep_interval: float | timedelta | None

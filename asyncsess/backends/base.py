@@ -12,6 +12,7 @@ expiry: it compares times only as an `Expiry` tells it. `asyncsess.testing.Backe
 
 from __future__ import annotations
 
+import math
 from collections.abc import AsyncIterator
 from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass
@@ -77,6 +78,14 @@ class Held(Protocol):
         """
         ...
 
+    async def renew(self, lease: float) -> None:
+        """Begin the lease anew, with so many seconds from now on.
+
+        Raises:
+            LockLostError: Another has taken over.
+        """
+        ...
+
     async def delete(self) -> None:
         """Remove the record, and the lock with it. Waiters find no record."""
         ...
@@ -105,7 +114,7 @@ class Backend(Protocol):
         ...
 
     def hold(
-        self, key: str, *, timeout: float, holder: Holder, create: bool = False
+        self, key: str, *, timeout: float, holder: Holder, lease: float = math.inf, create: bool = False
     ) -> AbstractAsyncContextManager[Held]:
         """Hold a key exclusively; first come, first served among the tasks of a process.
 
@@ -116,6 +125,9 @@ class Backend(Protocol):
             key: The key.
             timeout: Seconds to wait for other holders.
             holder: What to tell those who time out behind this one.
+            lease: Seconds after which those who wait may take over, from a holder that was stopped or hangs. What it
+                commits from then on raises `LockLostError`, and is not stored; what had been committed stays. While
+                nobody takes over, it goes on.
             create: Hold the key although it has no record.
 
         Raises:
@@ -125,7 +137,7 @@ class Backend(Protocol):
         ...
 
     def create(
-        self, key: str, payload: bytes, *, created_at: float, now: float, holder: Holder
+        self, key: str, payload: bytes, *, created_at: float, now: float, holder: Holder, lease: float = math.inf
     ) -> AbstractAsyncContextManager[Held]:
         """Store version 1 under a fresh key and hold it. A session that gets a new key keeps its ``created_at``.
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import threading
 from collections.abc import AsyncGenerator, AsyncIterator
@@ -10,7 +11,7 @@ from datetime import UTC, datetime
 from types import TracebackType
 
 from asyncsess.backends.base import BackendStatistics, Record
-from asyncsess.backends.turns import Turn, Turns
+from asyncsess.backends.turns import Turn, Turns, boot_time
 from asyncsess.errors import Holder, LockLostError, StoreError
 from asyncsess.expiry import Expiry
 
@@ -40,11 +41,15 @@ class MemoryBackend:
         self._check_open()
         return self._records.get(key)
 
-    def hold(self, key: str, *, timeout: float, holder: Holder, create: bool = False) -> _MemoryHeld:
-        return _MemoryHeld(self, key, timeout, holder)
+    def hold(
+        self, key: str, *, timeout: float, holder: Holder, lease: float = math.inf, create: bool = False
+    ) -> _MemoryHeld:
+        return _MemoryHeld(self, key, timeout, lease, holder)
 
-    def create(self, key: str, payload: bytes, *, created_at: float, now: float, holder: Holder) -> _MemoryHeld:
-        return _MemoryHeld(self, key, 0.0, holder, first=Record(payload, 1, created_at, now))
+    def create(
+        self, key: str, payload: bytes, *, created_at: float, now: float, holder: Holder, lease: float = math.inf
+    ) -> _MemoryHeld:
+        return _MemoryHeld(self, key, 0.0, lease, holder, first=Record(payload, 1, created_at, now))
 
     @asynccontextmanager
     async def hold_name(self, key: str, name: str, *, timeout: float, holder: Holder) -> AsyncGenerator[None]:
@@ -100,6 +105,7 @@ class _MemoryHeld:
         backend: MemoryBackend,
         key: str,
         timeout: float,
+        lease: float,
         holder: Holder,
         first: Record | None = None,
     ) -> None:
@@ -108,6 +114,7 @@ class _MemoryHeld:
         self._turns = backend._turns
         self._key = key
         self._timeout = timeout
+        self._lease = lease
         self._holder = holder
         self._first = first
         self._turn: Turn | None = None
@@ -117,6 +124,7 @@ class _MemoryHeld:
         self._turn = await self._turns.take(self._key, timeout=self._timeout, holder=self._holder)
         try:
             self._backend._check_open()
+            self._turn.deadline = boot_time() + self._lease
             if self._first:
                 if self._key in self._records:
                     raise StoreError("there is a session of this key already")
@@ -145,6 +153,11 @@ class _MemoryHeld:
             version, created_at = (before.version + 1, before.created_at) if before else (1, now)
             record = self._records[self._key] = Record(payload, version, created_at, now)
         return record
+
+    async def renew(self, lease: float) -> None:
+        self._check_held()
+        assert self._turn is not None
+        self._turn.deadline = boot_time() + lease
 
     async def delete(self) -> None:
         self._check_held()

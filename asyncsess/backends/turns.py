@@ -7,22 +7,34 @@ key that nobody holds has no entry, and a waiter is bound to its loop only while
 from __future__ import annotations
 
 import asyncio
+import math
 import os
 import threading
+import time
 import weakref
 from collections import deque
 from collections.abc import Generator
 from contextlib import contextmanager
+from typing import Final
 
 from asyncsess.errors import DeadlockError, Holder, LockTimeoutError
 
+# Who has the turn may get a deadline later; on other systems than Linux, its clock is the one that comes closest.
+_LOOK_EVERY: Final = 1.0
+_CLOCK: Final = getattr(time, "CLOCK_BOOTTIME", time.CLOCK_MONOTONIC)
+
 _all_turns: weakref.WeakSet[Turns] = weakref.WeakSet()
+
+
+def boot_time() -> float:
+    """Return seconds of the clock of leases, which counts while the machine sleeps, and which nobody sets."""
+    return time.clock_gettime(_CLOCK)
 
 
 class Turn:
     """One task's place in the queue of a key, then its right to use the key."""
 
-    __slots__ = ("_future", "_task", "holder", "is_granted", "key")
+    __slots__ = ("_future", "_task", "deadline", "holder", "is_granted", "key")
 
     def __init__(self, key: str, holder: Holder) -> None:
         self.key = key
@@ -30,6 +42,7 @@ class Turn:
         task = asyncio.current_task()
         self._task = weakref.ref(task) if task else None  # an abandoned task must not live on for its turn
         self.is_granted = False
+        self.deadline = math.inf  # by `boot_time`, from which on the next may take the turn
         self._future: asyncio.Future[None] | None = None
 
     def is_same_task(self, other: Turn) -> bool:
@@ -37,10 +50,14 @@ class Turn:
         return self._task is not None and other._task is not None and self._task() is other._task()
 
     async def wait(self, timeout: float) -> None:
-        """Wait until `wake`; raises TimeoutError after ``timeout`` seconds."""
+        """Wait until `wake`, or for ``timeout`` seconds."""
         assert self._future is not None
-        async with asyncio.timeout(timeout):
-            await self._future
+        await asyncio.wait([self._future], timeout=timeout)
+
+    @property
+    def is_late(self) -> bool:
+        """Whether it has lasted longer than it was to."""
+        return self.deadline <= boot_time()
 
     def queue(self) -> None:
         """Make this a waiter of the running loop."""
@@ -95,16 +112,21 @@ class Turns:
         line = self._line_up(turn)
         if turn.is_granted:
             return turn
+        until = time.monotonic() + timeout
         try:
-            await turn.wait(timeout)
-        except TimeoutError:
-            if not self._leave(turn):  # granted at the last moment
-                return turn
-            raise LockTimeoutError(timeout, line.current.holder) from None
+            while True:
+                if line.current.is_late:
+                    self.give_back(line.current)
+                left = until - time.monotonic()
+                if turn.is_granted or left <= 0:
+                    break
+                await turn.wait(min(left, _LOOK_EVERY, max(0.0, line.current.deadline - boot_time())))
         except BaseException:
             if not self._leave(turn):
                 self.give_back(turn)
             raise
+        if not turn.is_granted and self._leave(turn):
+            raise LockTimeoutError(timeout, line.current.holder)
         return turn
 
     def try_take(self, key: str, holder: Holder) -> Turn | None:

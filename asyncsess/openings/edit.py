@@ -74,6 +74,9 @@ class EditOpening:
             self._session.check_writable()
             await self._commit(State.OPTIMISTIC)
 
+    async def renew(self, lease: float | None) -> None:
+        """Do nothing: there is no lock that others wait for."""
+
     async def release(self, variables: Collection[str] = ()) -> None:
         async with self._busy:
             self._session.check_writable()
@@ -112,7 +115,11 @@ class EditOpening:
 
     def _exclusive(self) -> ExclusiveOpening:
         return ExclusiveOpening(
-            self._policy, self._session.id, create=False, timeout=self._timeout, caller=self._caller
+            self._policy,
+            self._session.id,
+            create=False,
+            timeout=self._timeout,
+            caller=self._caller,
         )
 
     async def _commit(self, then: State) -> None:
@@ -139,7 +146,7 @@ class EditOpening:
         """Lock, merge and commit; return what is stored now, also as encoded values."""
         policy, key = self._policy, self._key
         holder = holder_at(asyncio.current_task(), self._caller)
-        async with policy.backend.hold(key, timeout=self._timeout, holder=holder) as held:
+        async with policy.backend.hold(key, timeout=self._timeout, holder=holder, lease=policy.lease) as held:
             record = held.record
             if record is None or record.created_at != self._created_at or policy.has_expired(record):
                 raise SessionNotFoundError(NOT_FOUND)

@@ -27,20 +27,31 @@ class ExclusiveOpening:
         create: Start a session under this id if there is none.
         timeout: Seconds to wait for the lock.
         caller: Who opens it, for those who time out waiting for it.
+        lease: Seconds after which those who wait may take over; the policy's if None.
     """
 
     __slots__ = (
-        "_busy", "_caller", "_create", "_held", "_hold", "_holder", "_is_fresh", "_key", "_policy", "_session", "_task",
-        "_timeout",
+        "_busy", "_caller", "_create", "_held", "_hold", "_holder", "_is_fresh", "_key", "_lease", "_policy",
+        "_session", "_task", "_timeout",
     )  # fmt: skip
 
-    def __init__(self, policy: Policy, session_id: str | None, *, create: bool, timeout: float, caller: Caller) -> None:
+    def __init__(
+        self,
+        policy: Policy,
+        session_id: str | None,
+        *,
+        create: bool,
+        timeout: float,
+        caller: Caller,
+        lease: float | None = None,
+    ) -> None:
         self._is_fresh = session_id is None
         session_id = session_id if session_id is not None else new_session_id()
         self._policy = policy
         self._key = key_of(session_id)
         self._create = create
         self._timeout = timeout
+        self._lease = policy.lease if lease is None else lease
         self._caller = caller
         self._busy = asyncio.Lock()
         self._task: weakref.ref[asyncio.Task[Any]] | None = None
@@ -86,6 +97,13 @@ class ExclusiveOpening:
             if data is None and self._session.is_new:
                 data = self._session.encoded()
             await self._commit(data)
+
+    async def renew(self, lease: float | None) -> None:
+        async with self._busy:
+            self._session.check_writable()
+            self._lease = self._lease if lease is None else lease
+            if self._held is not None:
+                await self._held.renew(self._lease)
 
     async def release(self, variables: Collection[str] = ()) -> None:
         async with self._busy:
@@ -134,7 +152,7 @@ class ExclusiveOpening:
         before = None if self._held is None else self._held.record
         created_at = now if before is None else before.created_at
         backend, old, old_hold = self._policy.backend, self._held, self._hold
-        new_hold = backend.create(key, payload, created_at=created_at, now=now, holder=self._holder)
+        new_hold = backend.create(key, payload, created_at=created_at, now=now, holder=self._holder, lease=self._lease)
         new = await new_hold.__aenter__()
         is_moved = True
         try:
@@ -161,7 +179,9 @@ class ExclusiveOpening:
         """Lock the session and load it, or find that there is none."""
         policy = self._policy
         while True:
-            hold = policy.backend.hold(self._key, timeout=self._timeout, holder=self._holder, create=self._create)
+            hold = policy.backend.hold(
+                self._key, timeout=self._timeout, holder=self._holder, lease=self._lease, create=self._create
+            )
             held = await self._enter(hold)
             record = held.record
             if record is None and self._create:
@@ -192,7 +212,9 @@ class ExclusiveOpening:
                 record: Record | None = await self._held.commit(payload, now=now)
             else:
                 create = self._policy.backend.create
-                held = await self._enter(create(self._key, payload, created_at=now, now=now, holder=self._holder))
+                held = await self._enter(
+                    create(self._key, payload, created_at=now, now=now, holder=self._holder, lease=self._lease)
+                )
                 record = held.record
         except BaseException:
             self._session.not_committed()

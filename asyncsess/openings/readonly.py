@@ -38,6 +38,9 @@ class ReadonlyOpening:
     async def save(self) -> None:
         self._session.check_writable()
 
+    async def renew(self, lease: float | None) -> None:
+        """Do nothing: there is no lock."""
+
     async def release(self, variables: Collection[str] = ()) -> None:
         """Do nothing: there is no lock."""
 

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import asyncio
+import math
 import os
 from collections.abc import Coroutine
 from contextlib import AbstractAsyncContextManager, suppress
@@ -28,9 +29,11 @@ def create(backend: Backend, payload: bytes = b"payload", key: str = KEY, now: f
     return backend.create(key, payload, created_at=now, now=now, holder=_holder("the maker"))
 
 
-def hold(backend: Backend, key: str = KEY, *, timeout: float = 30.0, create: bool = False) -> Holding:
+def hold(
+    backend: Backend, key: str = KEY, *, timeout: float = 30.0, lease: float = math.inf, create: bool = False
+) -> Holding:
     """Hold a key as the contract does."""
-    return backend.hold(key, timeout=timeout, holder=_holder("the holder"), create=create)
+    return backend.hold(key, timeout=timeout, holder=_holder("the holder"), lease=lease, create=create)
 
 
 def hold_name(
@@ -214,6 +217,28 @@ class BackendContract:
                 with pytest.raises(LockTimeoutError):
                     await asyncio.create_task(_look(backend, [], timeout=0.001))
                 assert await backend.read(KEY) == left
+
+    async def test_a_holder_is_followed_when_its_lease_is_over(self, backend: Backend, other: Backend) -> None:
+        await put(backend)
+        for handle, version in ((backend, 1), (other, 3)):
+            async with hold(backend, lease=0.02) as held:
+                await held.commit(b"before", now=NOW)
+                await asyncio.create_task(_append(handle, b" and after"))
+                for change in (held.commit(b"late", now=NOW), held.renew(1.0), held.delete()):
+                    with pytest.raises(LockLostError):
+                        await change
+                await held.release(now=NOW + 1)
+            assert await other.read(KEY) == Record(b"before and after", version + 2, NOW, NOW)
+
+    async def test_a_holder_that_nobody_follows_may_be_late(self, backend: Backend, other: Backend) -> None:
+        await put(backend)
+        async with hold(backend, lease=0.01) as held:
+            await asyncio.sleep(0.03)
+            await held.commit(b"late", now=NOW)
+            await held.renew(3600.0)
+            with pytest.raises(LockTimeoutError):
+                await asyncio.create_task(_look(other, [], timeout=0.05))
+        assert await other.read(KEY) == Record(b"late", 2, NOW, NOW)
 
     async def test_a_name_is_held_beside_its_key_and_other_names(self, backend: Backend, other: Backend) -> None:
         await put(backend)

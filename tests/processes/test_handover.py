@@ -114,3 +114,41 @@ async def test_a_forked_child_does_not_keep_the_lock_of_its_killed_parent(
             pass
     finally:
         os.kill(int(child), signal.SIGKILL)
+
+
+@pytest.mark.parametrize("is_stopped", [True, False], ids=["stopped", "hanging"])
+async def test_a_session_is_taken_over_from_a_holder_whose_lease_is_over(
+    shared: FileStore, start: Callable[..., Worker], is_stopped: bool
+) -> None:
+    session_id = await shared.create({"n": 0})
+    late = start("hold_for_a_lease", session_id, 0.2)
+    assert await asyncio.to_thread(late.says) == "holding"
+    if is_stopped:
+        late.send_signal(signal.SIGSTOP)
+    async with shared.open(session_id) as session:
+        assert session["by"] == "the late one"  # a commit that had returned is not undone
+        session["n"] += 1
+        await session.save()
+        late.send_signal(signal.SIGCONT)
+        late.tell("go on")
+        assert await asyncio.to_thread(late.says) == "lost"
+        session["n"] += 1
+    async with shared.open(session_id, readonly=True) as session:
+        assert dict(session) == {"n": 2, "by": "the late one"}
+
+
+async def test_a_stopped_holder_keeps_the_session_while_its_lease_runs(
+    shared: FileStore, start: Callable[..., Worker]
+) -> None:
+    session_id = await shared.create({"n": 0})
+    holder = start("hold_for_a_lease", session_id, 3600)
+    assert await asyncio.to_thread(holder.says) == "holding"
+    holder.send_signal(signal.SIGSTOP)
+    with pytest.raises(LockTimeoutError):
+        async with shared.open(session_id, timeout=0.5):
+            pass
+    holder.send_signal(signal.SIGCONT)
+    holder.tell("go on")
+    assert await asyncio.to_thread(holder.says) == "stored"
+    async with shared.open(session_id, readonly=True) as session:
+        assert session["by"] == "the late one, again"

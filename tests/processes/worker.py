@@ -11,7 +11,7 @@ import subprocess
 import sys
 from collections.abc import Awaitable, Callable
 
-from asyncsess import FileStore, increment, rules
+from asyncsess import FileStore, LockLostError, increment, rules
 
 ROLES: dict[str, Callable[..., Awaitable[None]]] = {}
 
@@ -139,6 +139,22 @@ async def hold(store: FileStore, session_id: str) -> None:
         say("holding")
         await told()
     say("done")
+
+
+@role
+async def hold_for_a_lease(store: FileStore, session_id: str, lease: str) -> None:
+    """Hold the session, having committed once; when told to go on, commit again, and say what became of that."""
+    try:
+        async with store.open(session_id, lease=float(lease)) as session:
+            session["by"] = "the late one"
+            await session.save()
+            session["by"] = "the late one, again"
+            say("holding")
+            await told()
+    except LockLostError:
+        say("lost")
+    else:
+        say("stored")
 
 
 @role

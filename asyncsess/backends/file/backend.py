@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 from collections.abc import AsyncIterator
 from contextlib import closing
@@ -73,12 +74,16 @@ class FileBackend:
             async with self.hold(key, timeout=_READER_TIMEOUT, holder=_myself("reader")) as held:
                 return held.record
 
-    def hold(self, key: str, *, timeout: float, holder: Holder, create: bool = False) -> FileHeld:
-        return FileHeld(self._files, self._turns, key, timeout=timeout, holder=holder, create=create)
+    def hold(
+        self, key: str, *, timeout: float, holder: Holder, lease: float = math.inf, create: bool = False
+    ) -> FileHeld:
+        return FileHeld(self._files, self._turns, key, timeout=timeout, lease=lease, holder=holder, create=create)
 
-    def create(self, key: str, payload: bytes, *, created_at: float, now: float, holder: Holder) -> FileHeld:
+    def create(
+        self, key: str, payload: bytes, *, created_at: float, now: float, holder: Holder, lease: float = math.inf
+    ) -> FileHeld:
         first = Record(payload, 1, created_at, now)
-        return FileHeld(self._files, self._turns, key, timeout=0.0, holder=holder, first=first)
+        return FileHeld(self._files, self._turns, key, timeout=0.0, lease=lease, holder=holder, first=first)
 
     def hold_name(self, key: str, name: str, *, timeout: float, holder: Holder) -> NameHold:
         return NameHold(self._files, self._turns, key, name, timeout=timeout, holder=holder)

@@ -24,7 +24,7 @@ from asyncsess.backends.file.directory import (
 from asyncsess.backends.file.io import IO
 from asyncsess.backends.file.layout import DamagedError, NewerFormatError, Snapshot
 from asyncsess.backends.file.lock import DirectoryLock, FileLock, NewFile, open_file, refuse_foreign
-from asyncsess.errors import CommitUnknownError, Holder, LockLostError, LockTimeoutError, StoreError
+from asyncsess.errors import CommitUnknownError, LockLostError, LockTimeoutError, StoreError
 
 logger = logging.getLogger("asyncsess")
 
@@ -107,6 +107,17 @@ class Files:
             os.close(fd)
         raise UnsettledError
 
+    def note(self, key: str) -> layout.Note | None:
+        """Return the note in the file that has a session's name; None if there is none. Blocks."""
+        try:
+            fd = open_file(name_of(key), os.O_RDONLY, self.directory.fd)
+        except FileNotFoundError:
+            return None
+        try:
+            return layout.decode_note(os.pread(fd, layout.SECTOR, 0))
+        finally:
+            os.close(fd)
+
     def touch(self, key: str, now: float) -> None:
         """Set the time of last use, never backwards. Blocks.
 
@@ -154,12 +165,13 @@ class Files:
             make_directory(shard, self.directory.fd)
             return DirectoryLock(shard, self.directory.fd)
 
-    def make(self, content: bytes, holder: Holder, times: tuple[float, float]) -> NewFile:
+    def make(self, content: bytes, claim: bytes, note: bytes, times: tuple[float, float]) -> NewFile:
         """Write a new file, locked, that has no session's name yet. Blocks."""
         file = self._new_file()
         try:
             file.write(content, 0)
-            file.write(layout.encode_holder(holder), layout.MARK_AT)
+            file.write(claim, layout.MARK_AT)
+            file.write(note, layout.NOTE_AT)
             os.utime(file.fd, times)
             if self.is_durable:
                 os.fdatasync(file.fd)

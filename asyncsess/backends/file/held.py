@@ -16,9 +16,10 @@ from asyncsess.backends.file import layout
 from asyncsess.backends.file.directory import name_of
 from asyncsess.backends.file.files import Files, decode, read_all, record_of
 from asyncsess.backends.file.layout import DamagedError, Snapshot
+from asyncsess.backends.file.lease import Lease, is_late
 from asyncsess.backends.file.lock import FileLock, NewFile
 from asyncsess.backends.file.waiting import Outcome, Patience, wait_for
-from asyncsess.backends.turns import Turn, Turns
+from asyncsess.backends.turns import Turn, Turns, boot_time
 from asyncsess.errors import (
     CommitUnknownError,
     CorruptSessionError,
@@ -30,6 +31,8 @@ from asyncsess.errors import (
 logger = logging.getLogger("asyncsess")
 
 _SAME_TIME: Final = 0.1
+_REPLACED: Final = "the session was taken over, or its file was replaced or deleted; nothing was stored"
+NO_NOTE: Final = layout.encode_note(layout.Note(0, 0))
 _NOT_HELD: Final = "the session is no longer held; nothing was stored"
 
 
@@ -43,6 +46,7 @@ class FileHeld:
         turns: The queues of this process.
         key: The session.
         timeout: Seconds to wait for both rings together.
+        lease: Seconds for which nobody takes over.
         holder: What to tell those who wait.
         create: Lock the session although it does not exist.
         first: The first version, to be stored on entering; None to take what is there.
@@ -55,6 +59,7 @@ class FileHeld:
         key: str,
         *,
         timeout: float,
+        lease: float,
         holder: Holder,
         create: bool = False,
         first: Record | None = None,
@@ -63,6 +68,9 @@ class FileHeld:
         self._turns = turns
         self._key = key
         self._timeout = timeout
+        self._length = lease
+        self._lease: Lease | None = None
+        self._note = NO_NOTE
         self._holder = holder
         self._create = create
         self._first = first
@@ -109,7 +117,11 @@ class FileHeld:
         if self._is_doubtful:
             raise CommitUnknownError("an earlier commit of this holder failed to reach the disk; open the session anew")
         if self._fits(len(payload)):
-            return await self._files.write(self._overwrite, payload, now)
+            record, is_sure = await self._files.write(self._overwrite, payload, now)
+            if not is_sure:
+                async with self._files.naming(self._key):
+                    await self._files.write(self._confirm, record)
+            return record
         version, created_at = (before.version + 1, before.created_at) if (before := self.record) else (1, now)
         record = Record(payload, version, created_at, now)
         await self._store_anew(record)
@@ -130,6 +142,17 @@ class FileHeld:
             # Writing has set the file's time, by the system's clock; the store's may be another.
             self._close((before.created_at, now), are_set=abs(time.time() - now) < _SAME_TIME)
         self.lose()
+
+    async def renew(self, lease: float) -> None:
+        self._check_held()
+        self._length = lease
+        async with self._files.naming(self._key):
+            await self._files.write(self._renew)
+
+    def _renew(self) -> None:
+        if self._file is None or not self._file.leads_here():
+            raise LockLostError(_REPLACED)
+        self._begin(self._file)
 
     def _touch(self, file: FileLock, now: float) -> None:
         try:
@@ -152,6 +175,8 @@ class FileHeld:
             outcome = await self._look(self._open)
             if outcome in (Outcome.BUSY, Outcome.OTHERS_WAIT):
                 outcome = await self._wait(patience, outcome)
+            if outcome in (Outcome.LATE, Outcome.UNSURE):
+                outcome = await self._alone(self._take_over if outcome is Outcome.LATE else self._make_sure)
             if outcome is Outcome.REPLACED:
                 patience.left(None)
                 await asyncio.sleep(0)
@@ -192,7 +217,7 @@ class FileHeld:
             raise StoreError("the store was closed")
         if not self._file.try_lock():
             self._file.mark()
-            return Outcome.BUSY
+            return Outcome.LATE if is_late(self._file) else Outcome.BUSY
         self._file.look_again()
         return self._take()
 
@@ -200,11 +225,74 @@ class FileHeld:
         """Check that the locked file is the session's, and read it. Without the check two could hold the session."""
         file = self._file
         assert file is not None
-        if not file.leads_here():
+        data = read_all(file.fd, file.status.st_size)
+        try:
+            self._snapshot = decode(data, self._key)
+        except DamagedError:
+            if file.leads_here():
+                raise
             self._close()
             return Outcome.REPLACED
-        self._snapshot = decode(read_all(file.fd, file.status.st_size), self._key)
-        file.write(layout.encode_holder(self._holder), layout.MARK_AT)
+        before = layout.decode_claim(data[layout.MARK_AT :])
+        self._begin(file)
+        if not file.leads_here():
+            return self._replaced()
+        self._note = data[layout.NOTE_AT : layout.NOTE_AT + len(NO_NOTE)]
+        return Outcome.UNSURE if 0 < before.deadline <= boot_time() else Outcome.HELD
+
+    def _begin(self, file: FileLock) -> None:
+        """Begin the lease, and say so in the file."""
+        lease = self._lease = Lease(self._holder, self._length)
+        file.write(lease.encoded(), layout.MARK_AT)
+        if self._turn:
+            self._turn.deadline = lease.deadline
+
+    async def _alone(self, step: Callable[[], Outcome]) -> Outcome:
+        """Do a step while nobody else changes which file the name leads to."""
+        async with self._files.naming(self._key):
+            return await self._files.write(step)
+
+    def _make_sure(self) -> Outcome:
+        """Look again whether the file is the session's: somebody may have been taking over from the holder before."""
+        assert self._file is not None
+        return Outcome.HELD if self._file.leads_here() else self._replaced()
+
+    def _replaced(self) -> Outcome:
+        self._close()
+        self._snapshot = None
+        return Outcome.REPLACED
+
+    def _take_over(self) -> Outcome:
+        """Copy the session of a holder that is late into a file of one's own, and give that the name."""
+        late = self._file
+        if late is None:
+            raise StoreError("the store was closed")
+        if not late.leads_here():
+            return self._replaced()
+        late.look_again()
+        if late.try_lock():
+            outcome = self._take()
+            return Outcome.HELD if outcome is Outcome.UNSURE else outcome
+        if not is_late(late):  # it has renewed its lease
+            return self._replaced()
+        data, who, claim = read_all(late.fd, late.status.st_size), late.holder(), late.claim()
+        try:
+            snapshot = decode(data, self._key)
+        except DamagedError as error:
+            raise CorruptSessionError(str(error), self._files.quarantine(late, self._key, error)) from error
+        lease = self._lease = Lease(self._holder, self._length)
+        self._note = layout.encode_note(layout.Note(claim.token, snapshot.version))
+        new = self._files.make(data, lease.encoded(), self._note, (snapshot.created_at, snapshot.accessed_at))
+        try:
+            self._files.publish(new, self._key, late)
+        except BaseException:
+            new.close()
+            raise
+        self._file, self._snapshot = new, snapshot
+        late.close()
+        if self._turn:
+            self._turn.deadline = lease.deadline
+        logger.warning("a session was taken over, since the lease was over of %s", who)
         return Outcome.HELD
 
     async def _place(self) -> bool:
@@ -219,8 +307,8 @@ class FileHeld:
             raise
         return True
 
-    def _overwrite(self, payload: bytes, now: float) -> Record:
-        """Write the next version over the older slot."""
+    def _overwrite(self, payload: bytes, now: float) -> tuple[Record, bool]:
+        """Write the next version over the older slot; tell also whether surely nobody took over meanwhile."""
         file, before = self._file, self._snapshot
         if file is None or before is None:  # the store was closed meanwhile
             raise LockLostError(_NOT_HELD)
@@ -238,10 +326,24 @@ class FileHeld:
             with suppress(OSError, LockLostError):
                 file.write(b"\1", layout.DOUBT_AT)
             raise CommitUnknownError(f"the commit may not have reached the disk: {error.strerror}") from error
-        if not is_ours:
-            raise LockLostError("the session's file was replaced or deleted; nothing was stored")
+        is_sure = self._lease is not None and not self._lease.is_over
+        if is_sure and not is_ours:
+            raise LockLostError(_REPLACED)
         self._snapshot = Snapshot(before.slot_size, before.created_at, now, version, payload, slot, True, False)
-        return Record(payload, version, before.created_at, now)
+        return Record(payload, version, before.created_at, now), is_sure
+
+    def _confirm(self, record: Record) -> None:
+        """Find out what became of a version that was written after the lease was over."""
+        file, lease = self._file, self._lease
+        if file is None or lease is None:
+            raise CommitUnknownError("the store was closed while the commit was under way")
+        if file.leads_here():
+            return
+        note = self._files.note(self._key)
+        if note is None or note.token not in (0, lease.token):
+            raise CommitUnknownError("others took the session over one after the other while the commit was under way")
+        if not note.token or note.version < record.version:
+            raise LockLostError(_REPLACED)
 
     async def _store_anew(self, record: Record) -> None:
         """Store a version in a new file."""
@@ -251,7 +353,9 @@ class FileHeld:
         await self._publish(content, (created_at, accessed_at))
 
     async def _publish(self, content: bytes, times: tuple[float, float]) -> None:
-        new = await self._files.write(self._files.make, content, self._holder, times)
+        if self._lease is None:
+            self._lease = Lease(self._holder, self._length)
+        new = await self._files.write(self._files.make, content, self._lease.encoded(), self._note, times)
         try:
             async with self._files.naming(self._key):
                 await self._files.write(self._exchange, new, content)
@@ -270,6 +374,8 @@ class FileHeld:
         finally:
             if new.name == name_of(self._key):
                 self._file, self._snapshot = new, layout.decode_file(content, self._key)
+                if self._turn and self._lease:
+                    self._turn.deadline = self._lease.deadline
                 if old:
                     old.close()
 

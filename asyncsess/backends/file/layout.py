@@ -8,7 +8,8 @@ little-endian.
     16   size of a slot, created at, CRC-32 of all before
     32   read at (since the last commit), CRC-32 of it
     48   not zero: the last commit may not have reached the disk
-    64   mark: who else waits | holder: process, since, task and place     not covered by a checksum
+    64   mark: who else waits | holder: process, since, end of its lease, token, task and place; no checksum
+    272  note: token of the holder that this was taken over from, version that was carried over, CRC-32 of these
     512  slot A, slot B: CRC-32 of the key and what follows, length, version, committed at, payload
 
 Whoever meets a file of a newer format reads the first line of this and may set the mark: these stay where they are.
@@ -29,13 +30,15 @@ SECTOR: Final = 512
 TOUCHED_AT: Final = 32
 DOUBT_AT: Final = 48
 MARK_AT: Final = 64
+NOTE_AT: Final = 272
 _MAGIC: Final = b"asyncses"
 _FORMAT: Final = 1
 _PREAMBLE = struct.Struct("<8sHHI")
 _HEADER = struct.Struct("<8sHHIIdI")
 _MARK = struct.Struct("<Q")
-_HOLDER = struct.Struct("<Id160s")
-_MARK_AND_HOLDER = struct.Struct("<QId160s")
+_HOLDER = struct.Struct("<IddQ160s")
+_MARK_AND_HOLDER = struct.Struct("<QIddQ160s")
+_NOTE = struct.Struct("<QQI")
 _SLOT = struct.Struct("<IIQd")
 _CHECKED = struct.Struct("<IQd")
 _TOUCH = struct.Struct("<dI")
@@ -196,17 +199,17 @@ def decode_mark(data: bytes) -> int:
     return int(_MARK.unpack_from(data)[0]) if len(data) >= _MARK.size else 0
 
 
-def encode_holder(holder: Holder) -> bytes:
-    """Return what a new holder writes at `MARK_AT`: no mark, and itself."""
+def encode_holder(holder: Holder, deadline: float, token: int) -> bytes:
+    """Return what a new holder writes at `MARK_AT`: no mark, itself, and its lease."""
     label = f"{holder.task[:60]}\0{holder.where[-90:]}".encode(errors="replace")[:160]
-    return _MARK_AND_HOLDER.pack(0, holder.pid & 0xFFFFFFFF, holder.since.timestamp(), label)
+    return _MARK_AND_HOLDER.pack(0, holder.pid & 0xFFFFFFFF, holder.since.timestamp(), deadline, token, label)
 
 
 def decode_holder(data: bytes) -> Holder | None:
     """Return the last holder from the bytes at `MARK_AT`; None if there was none."""
     if len(data) < HOLDER_LENGTH:
         return None
-    pid, since, label = _HOLDER.unpack_from(data, _MARK.size)
+    pid, since, _, _, label = _HOLDER.unpack_from(data, _MARK.size)
     if not pid:
         return None
     task, _, where = label.rstrip(b"\0").decode(errors="replace").partition("\0")
@@ -217,3 +220,37 @@ def decode_holder(data: bytes) -> Holder | None:
 
 
 HOLDER_LENGTH: Final = _MARK.size + _HOLDER.size
+
+
+class Claim(NamedTuple):
+    """What the last holder wrote of its lease: when it ends, 0 if there was none; and what tells it from others."""
+
+    deadline: float
+    token: int
+
+
+def decode_claim(data: bytes) -> Claim:
+    """Return the claim of the last holder from the bytes at `MARK_AT`."""
+    if len(data) < HOLDER_LENGTH:
+        return Claim(0.0, 0)
+    _, _, deadline, token, _ = _HOLDER.unpack_from(data, _MARK.size)
+    return Claim(deadline, token)
+
+
+class Note(NamedTuple):
+    """From which holder a file was taken over, 0 for none, and up to which version."""
+
+    token: int
+    version: int
+
+
+def encode_note(note: Note) -> bytes:
+    """Return the note, to be written at `NOTE_AT`."""
+    data = _NOTE.pack(note.token, note.version, 0)[:16]
+    return data + crc32(data).to_bytes(4, "little")
+
+
+def decode_note(data: bytes) -> Note:
+    """Return the note in a whole file."""
+    token, version, checksum = _NOTE.unpack_from(data, NOTE_AT)
+    return Note(token, version) if crc32(data[NOTE_AT : NOTE_AT + 16]) == checksum else Note(0, 0)

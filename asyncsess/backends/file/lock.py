@@ -151,6 +151,10 @@ class FileLock:
         """Return who holds the lock, as it says itself."""
         return layout.decode_holder(os.pread(self.fd, layout.HOLDER_LENGTH, layout.MARK_AT))
 
+    def claim(self) -> layout.Claim:
+        """Return what the last that locked it wrote of its lease."""
+        return layout.decode_claim(os.pread(self.fd, layout.HOLDER_LENGTH, layout.MARK_AT))
+
     def touch(self, now: float) -> None:
         """Note that the session was used; the lock is not needed."""
         self.write(layout.encode_touch(now), layout.TOUCHED_AT)

@@ -96,7 +96,7 @@ class NameHold:
         if not file.leads_here():
             file.close()
             return Outcome.REPLACED
-        file.write(layout.encode_holder(self._holder), layout.MARK_AT)
+        file.write(layout.encode_holder(self._holder, 0.0, 0), layout.MARK_AT)
         return Outcome.HELD
 
     def lose(self) -> None:

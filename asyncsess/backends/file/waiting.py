@@ -23,6 +23,8 @@ class Outcome(Enum):
     ABSENT = auto()
     BUSY = auto()
     OTHERS_WAIT = auto()
+    LATE = auto()
+    UNSURE = auto()
     REPLACED = auto()
 
 

@@ -245,7 +245,7 @@ texts = st.text(st.characters(), max_size=300)
 @example(pid=1, task="\0\0", where="\0", since=datetime(2026, 1, 1))
 @example(pid=1, task="ä" * 200, where="\U0001f36a" * 200, since=datetime(2026, 1, 1))
 def test_any_holder_fits_in_its_place(pid: int, task: str, where: str, since: datetime) -> None:
-    data = layout.encode_holder(Holder(pid, task, since.replace(tzinfo=UTC), where))
+    data = layout.encode_holder(Holder(pid, task, since.replace(tzinfo=UTC), where), 0.0, 0)
     assert len(data) == layout.HOLDER_LENGTH
     assert layout.MARK_AT + len(data) <= layout.SECTOR
     holder = layout.decode_holder(data)
@@ -255,12 +255,12 @@ def test_any_holder_fits_in_its_place(pid: int, task: str, where: str, since: da
 
 def test_a_holder_is_decoded_as_it_was_encoded() -> None:
     holder = Holder(4711, "a task", datetime(2026, 1, 2, 3, 4, 5, tzinfo=UTC), "/srv/app/views.py:42")
-    assert layout.decode_holder(layout.encode_holder(holder)) == holder
+    assert layout.decode_holder(layout.encode_holder(holder, 0.0, 0)) == holder
 
 
 def test_of_a_long_place_the_end_is_kept_and_of_a_long_task_the_beginning() -> None:
     holder = Holder(1, "t" * 100, datetime(2026, 1, 1, tzinfo=UTC), "/deep" * 100 + "/views.py:42")
-    decoded = layout.decode_holder(layout.encode_holder(holder))
+    decoded = layout.decode_holder(layout.encode_holder(holder, 0.0, 0))
     assert decoded is not None
     assert decoded.task == "t" * 60
     assert decoded.where.endswith("/deep/views.py:42")
