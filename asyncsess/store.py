@@ -301,7 +301,8 @@ class SessionStore:
             StoreError: The store failed.
         """
         holder = holder_at(asyncio.current_task(), _caller())
-        async with self.backend.hold(key_of(session_id), timeout=self._lock_timeout, holder=holder) as held:
+        key, lease = key_of(session_id), self._policy.lease
+        async with self.backend.hold(key, timeout=self._lock_timeout, holder=holder, lease=lease) as held:
             record = held.record
             await held.delete()
         return record is not None and not self._policy.has_expired(record)

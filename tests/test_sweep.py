@@ -67,6 +67,19 @@ async def test_the_lifetime_ends_sessions_that_are_in_use(new_store: NewStore, c
             assert await store.delete_expired() == 1
 
 
+async def test_a_block_that_fails_is_no_use_of_the_session(new_store: NewStore, clock: FakeClock) -> None:
+    clock.now = 1e9
+    async with new_store() as store:
+        session_id = await store.create()
+        with suppress(ZeroDivisionError):
+            async with store.open(session_id) as session:
+                session["a"] = 1
+                await session.save()
+                raise ZeroDivisionError
+        clock.advance(IDLE)
+        assert await store.delete_expired() == 1
+
+
 @pytest.mark.parametrize("now", [1e9, 4e9])
 async def test_the_sweep_goes_by_the_clock_of_the_store(new_store: NewStore, clock: FakeClock, now: float) -> None:
     clock.now = now

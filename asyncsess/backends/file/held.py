@@ -389,7 +389,8 @@ class FileHeld:
             if file and file.is_ours and before and not before.version:
                 self._files.delete_placeholder(file, self._key)
         finally:
-            self._close()
+            # Locking has written into the file, which is no use of the session.
+            self._close((before.created_at, before.accessed_at) if before and before.version else None)
             self._snapshot = None
             turn, self._turn = self._turn, None
             self._turns.give_back(turn)
