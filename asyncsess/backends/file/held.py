@@ -233,7 +233,7 @@ class FileHeld:
                 raise
             self._close()
             return Outcome.REPLACED
-        before = layout.decode_claim(data[layout.MARK_AT :])
+        before = layout.decode_claim(data, layout.MARK_AT)
         self._begin(file)
         if not file.leads_here():
             return self._replaced()

@@ -38,6 +38,7 @@ _HEADER = struct.Struct("<8sHHIIdI")
 _MARK = struct.Struct("<Q")
 _HOLDER = struct.Struct("<IddQ160s")
 _MARK_AND_HOLDER = struct.Struct("<QIddQ160s")
+_CLAIM, _CLAIM_AT = struct.Struct("<dQ"), 20
 _NOTE = struct.Struct("<QQI")
 _SLOT = struct.Struct("<IIQd")
 _CHECKED = struct.Struct("<IQd")
@@ -229,12 +230,11 @@ class Claim(NamedTuple):
     token: int
 
 
-def decode_claim(data: bytes) -> Claim:
-    """Return the claim of the last holder from the bytes at `MARK_AT`."""
-    if len(data) < HOLDER_LENGTH:
+def decode_claim(data: bytes, offset: int = 0) -> Claim:
+    """Return the claim of the last holder from the bytes at `MARK_AT`, which are there in ``data`` at an offset."""
+    if len(data) < offset + HOLDER_LENGTH:
         return Claim(0.0, 0)
-    _, _, deadline, token, _ = _HOLDER.unpack_from(data, _MARK.size)
-    return Claim(deadline, token)
+    return Claim._make(_CLAIM.unpack_from(data, offset + _CLAIM_AT))
 
 
 class Note(NamedTuple):
