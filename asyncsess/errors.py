@@ -35,6 +35,9 @@ class Holder(NamedTuple):
 class SessionError(Exception):
     """Base of everything that asyncsess raises on purpose."""
 
+    def __reduce__(self) -> tuple[Any, ...]:
+        return _restored, (type(self), self.args, self.__dict__)  # else those with evidence stay in their process
+
 
 class InvalidSessionIdError(SessionError, ValueError):
     """The session id is not one that could have been issued or chosen."""
@@ -168,6 +171,13 @@ class StoreError(SessionError):
 
 class CommitUnknownError(StoreError):
     """The commit may or may not be durable: the storage failed after it was handed over."""
+
+
+def _restored(kind: type[SessionError], args: tuple[Any, ...], evidence: dict[str, Any]) -> SessionError:
+    error = kind.__new__(kind)
+    error.args = args
+    error.__dict__.update(evidence)
+    return error
 
 
 def _at(path: Sequence[object]) -> str:

@@ -111,5 +111,5 @@ def _matches(pattern: Any, key: Any) -> bool:
     if not isinstance(key, str):
         return False
     if isinstance(pattern, Pattern):
-        return pattern.fullmatch(key) is not None
+        return isinstance(pattern.pattern, str) and pattern.fullmatch(key) is not None
     return isinstance(pattern, str) and fnmatchcase(key, pattern)

@@ -9,6 +9,7 @@ that. What is not there counts as 0, an empty list or an empty mapping; the mapp
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
+from copy import deepcopy
 from dataclasses import dataclass, field
 from typing import Any, TypeAlias
 
@@ -48,6 +49,8 @@ class Operation:
             return self._run(values)
         except _UnfitError as error:
             raise OperationError(f"{self.name}: {error}", self.path) from None
+        except OverflowError as error:
+            raise OperationError(f"{self.name}: {error}", self.path) from error
 
     def _run(self, values: Values) -> Any:
         if not self.path:
@@ -68,12 +71,12 @@ class Operation:
 
 def put(path: Path, value: Any) -> Operation:
     """Store a value, whatever is there."""
-    return _changing("put", _keys(path), lambda current: value)
+    return _changing("put", _keys(path), lambda current: deepcopy(value))
 
 
 def put_default(path: Path, value: Any) -> Operation:
     """Store a value unless there is one."""
-    return _changing("put_default", _keys(path), lambda current: value if current is MISSING else current)
+    return _changing("put_default", _keys(path), lambda current: deepcopy(value) if current is MISSING else current)
 
 
 def compare_and_put(path: Path, expected: Any, value: Any) -> Operation:
@@ -85,7 +88,7 @@ def compare_and_put(path: Path, expected: Any, value: Any) -> Operation:
     def change(current: Any) -> Any:
         if not is_same(current, expected):
             raise ConflictError([Conflict(_keys(path), expected, value, current)])
-        return value
+        return deepcopy(value)
 
     return _changing("compare_and_put", _keys(path), change)
 
@@ -116,13 +119,13 @@ def decrement(path: Path, by: float = 1) -> Operation:
 
 def append(path: Path, item: Any) -> Operation:
     """Put an item at the end of a list."""
-    return _changing("append", _keys(path), lambda current: [*_list(current), item])
+    return _changing("append", _keys(path), lambda current: [*_list(current), deepcopy(item)])
 
 
 def extend(path: Path, items: Iterable[Any]) -> Operation:
     """Put items at the end of a list."""
     added = list(items)
-    return _changing("extend", _keys(path), lambda current: [*_list(current), *added])
+    return _changing("extend", _keys(path), lambda current: [*_list(current), *deepcopy(added)])
 
 
 def remove(path: Path, item: Any) -> Operation:
@@ -138,7 +141,9 @@ def remove(path: Path, item: Any) -> Operation:
 
 def include(path: Path, *items: Any) -> Operation:
     """Put items at the end of a list that has each but once."""
-    return _changing("include", _keys(path), lambda current: [*_by_identity([*_list(current), *items]).values()])
+    return _changing(
+        "include", _keys(path), lambda current: [*_by_identity([*_list(current), *deepcopy(items)]).values()]
+    )
 
 
 def exclude(path: Path, *items: Any) -> Operation:
@@ -152,10 +157,10 @@ def update(values: Mapping[Any, Any], path: Path = ()) -> Operation:
 
     def change(current: Any) -> Values:
         mapping = _mapping(current)
-        mapping.update(values)
+        mapping.update(deepcopy(dict(values)))
         return mapping
 
-    return _changing("update", _keys(path) if path else (), change)
+    return _changing("update", () if path == () else _keys(path), change)
 
 
 def call(function: Callable[[Values], Any]) -> Operation:
@@ -171,7 +176,7 @@ def _changing(name: str, keys: tuple[Any, ...], change: Callable[[Any], Any]) ->
 
     def run(current: Any) -> tuple[Any, Any]:
         value = change(current)
-        return value, value
+        return value, deepcopy(value)  # later operations of the call may change it
 
     return Operation(name, keys, run)
 

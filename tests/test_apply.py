@@ -23,6 +23,7 @@ from asyncsess import (
     increment,
     pop,
     put,
+    put_default,
     update,
 )
 from asyncsess.testing import FakeClock
@@ -143,3 +144,26 @@ async def test_nothing_is_applied_to_what_is_unknown_expired_destroyed_or_closed
                 await stored(store, session_id)
     with pytest.raises(StoreError):
         await store.apply("unknown", put("a", 1))
+
+
+async def test_an_operation_can_be_used_again_and_carries_nothing_from_one_session_to_another(
+    store: SessionStore,
+) -> None:
+    given: dict[str, Any] = {"m": {}}
+    first = (put_default("cart", {}), put("list", []), update(given), put("tree", {"leaf": {}}))
+    alice, bob = await store.create(), await store.create()
+    await store.apply(alice, *first, put(("cart", "card"), 1), put(("m", "x"), 1), put(("tree", "leaf", "x"), 1))
+    results = await store.apply(bob, *first)
+    assert results[0] == {}
+    assert await stored(store, bob) == {"cart": {}, "list": [], "m": {}, "tree": {"leaf": {}}}
+    assert given == {"m": {}}
+
+
+async def test_a_result_is_what_its_operation_made_whatever_the_next_ones_do(store: SessionStore) -> None:
+    session_id = await store.create()
+    assert await store.apply(session_id, update({"a": 1}), put("t", {}), put(("t", "x"), 1), update({"a": 2})) == (
+        {"a": 1},
+        {},
+        1,
+        {"a": 2, "t": {"x": 1}},
+    )

@@ -320,3 +320,7 @@ def test_each_key_is_merged_or_reported_and_never_mixed(sides: tuple[Values, Val
         assert {*paths(*sides, rules.fail)} == {*paths(*sides)} == expected
     else:
         assert is_same(merge(*sides, rules.fail), changed({}, merged))
+
+
+def test_a_pattern_of_bytes_matches_no_key() -> None:
+    assert merge({}, {"a": 1, b"a": 1}, {}, {re.compile(b"a"): rules.fail}) == {"a": 1, b"a": 1}

@@ -127,7 +127,7 @@ def test_an_operation_changes_what_its_path_leads_to_and_returns_the_result(case
 
 @cases
 def test_a_key_is_a_path_of_one(case: Case) -> None:
-    for key in ("k", 2, b"k"):
+    for key in ("k", 2, b"k", 0, "", b""):
         values = nest((key,), copy.deepcopy(case.before))
         assert is_same(case.make(key)(values), case.result)
         assert is_same(values, nest((key,), case.after))
@@ -347,3 +347,8 @@ def test_operations_one_after_the_other_do_what_was_done_by_hand(
         for step in way:
             inner = inner.get(step, {})
         assert is_same(inner, expected)
+
+
+def test_a_number_that_is_too_large_for_a_float_is_an_error_of_the_operation() -> None:
+    with pytest.raises(OperationError, match="too large"):
+        increment("n", 0.5)({"n": 10**400})
