@@ -39,7 +39,8 @@ from asyncsess.operations import (
     update,
 )
 from asyncsess.session import Session
-from asyncsess.store import SessionStore, Statistics
+from asyncsess.statistics import Statistics
+from asyncsess.store import SessionStore
 from asyncsess.stores import FileStore, MemoryStore
 
 __all__ = [

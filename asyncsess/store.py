@@ -4,51 +4,36 @@ from __future__ import annotations
 
 import asyncio
 import os
-import random
 import sys
 import time
 from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import AbstractAsyncContextManager
-from dataclasses import dataclass
 from datetime import timedelta
 from types import TracebackType
 from typing import Any, Final, Self
 
-from asyncsess.backends.base import Backend, BackendStatistics, Record
+from asyncsess.backends.base import Backend, Record
 from asyncsess.codec import Codec, MsgpackCodec
 from asyncsess.errors import StoreError
 from asyncsess.expiry import Expiry, limit, seconds
 from asyncsess.ids import key_of
 from asyncsess.openings import (
-    Attempt,
     Caller,
     EditOpening,
     ExclusiveOpening,
     ReadonlyOpening,
     VariablesOpening,
+    attempts,
     holder_at,
 )
 from asyncsess.operations import Operation
 from asyncsess.policy import Policy
 from asyncsess.rules import Resolve
 from asyncsess.session import Session
+from asyncsess.statistics import Statistics
 from asyncsess.sweeper import Sweeper
 
 _CLOSE_TIMEOUT: Final = 10.0
-_FIRST_PAUSE: Final = 0.01
-
-
-@dataclass(frozen=True, slots=True)
-class Statistics(BackendStatistics):
-    """What a store is doing right now, and has done in this process.
-
-    Attributes:
-        open: Blocks that have a session open for writing, or wait for one.
-        swept: Expired sessions that this store has deleted.
-    """
-
-    open: int = 0
-    swept: int = 0
 
 
 class SessionStore:
@@ -238,14 +223,10 @@ class SessionStore:
             As `edit` and `open`, save for `ConflictError`.
         """
         self._check_open()
-        wait, caller = self._wait(timeout), _caller()
-        for number in range(times - 1):
-            attempt = Attempt(EditOpening(self._policy, session_id, resolve=resolve, timeout=wait, caller=caller))
+        async for attempt in attempts(
+            self._policy, session_id, resolve=resolve, times=times, timeout=self._wait(timeout), caller=_caller()
+        ):
             yield attempt
-            if not attempt.has_failed:
-                return
-            await asyncio.sleep(random.uniform(0, _FIRST_PAUSE * 2**number))
-        yield ExclusiveOpening(self._policy, session_id, create=False, timeout=wait, caller=caller)
 
     async def apply(
         self, session_id: str, *operations: Operation, timeout: float | timedelta | None = None

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import asyncio
+import random
 import weakref
-from collections.abc import Collection
-from contextlib import suppress
+from collections.abc import AsyncIterator, Collection
+from contextlib import AbstractAsyncContextManager, suppress
 from types import TracebackType
-from typing import Any
+from typing import Any, Final
 
 from asyncsess.backends.base import Record
 from asyncsess.errors import CodecError, ConflictError, SessionNotFoundError
@@ -19,6 +20,8 @@ from asyncsess.openings.exclusive import ExclusiveOpening
 from asyncsess.policy import Policy
 from asyncsess.rules import Resolve
 from asyncsess.session import Session
+
+_FIRST_PAUSE: Final = 0.01
 
 
 class EditOpening:
@@ -190,3 +193,16 @@ class Attempt:
         else:
             self.has_failed = isinstance(error, ConflictError)
         return self.has_failed
+
+
+async def attempts(
+    policy: Policy, session_id: str, *, resolve: Resolve, times: int, timeout: float, caller: Caller
+) -> AsyncIterator[AbstractAsyncContextManager[Session]]:
+    """Yield edits, with growing pauses, until one meets no conflict; the last is no edit, but exclusive."""
+    for number in range(times - 1):
+        attempt = Attempt(EditOpening(policy, session_id, resolve=resolve, timeout=timeout, caller=caller))
+        yield attempt
+        if not attempt.has_failed:
+            return
+        await asyncio.sleep(random.uniform(0, _FIRST_PAUSE * 2**number))
+    yield ExclusiveOpening(policy, session_id, create=False, timeout=timeout, caller=caller)

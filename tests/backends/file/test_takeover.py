@@ -21,7 +21,7 @@ import pytest
 
 from asyncsess import CommitUnknownError, FileStore, LockLostError
 from asyncsess.backends import turns
-from asyncsess.backends.file import held, layout, lease, lock
+from asyncsess.backends.file import acquisition, layout, lease, lock
 from asyncsess.backends.file.files import Files
 
 STEPS = ("pwrite", "pread", "stat", "rename")
@@ -74,7 +74,7 @@ class Stage:
         self._directory = directory
         self._actors: dict[threading.Thread, Actor] = {}
         self._now = 1000.0
-        for module in (turns, lease, held):
+        for module in (turns, lease, acquisition):
             monkeypatch.setattr(module, "boot_time", lambda: self._now)
         for name in STEPS:
             monkeypatch.setattr(os, name, self._stepwise(getattr(os, name)))
@@ -186,7 +186,7 @@ def without_looking_again(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def without_the_note(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(layout, "encode_note", lambda note: held.NO_NOTE)
+    monkeypatch.setattr(layout, "encode_note", lambda note: acquisition.NO_NOTE)
 
 
 def without_looking_at_the_name(monkeypatch: pytest.MonkeyPatch) -> None:
