@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from asyncsess import FileStore, MsgpackCodec, SessionNotFoundError, SessionStore, StoreError
-from asyncsess.backends.file import held, layout, lock, sweep
+from asyncsess.backends.file import acquisition, layout, lock, sweep
 from asyncsess.backends.file.directory import Directory
 from asyncsess.backends.file.lock import DirectoryLock, FileLock
 from asyncsess.ids import key_of
@@ -401,7 +401,7 @@ def before_each_lock(monkeypatch: pytest.MonkeyPatch, module: ModuleType, meanwh
     monkeypatch.setattr(module, "FileLock", LateLock)
 
 
-@pytest.mark.parametrize("module", [sweep, held], ids=["sweep", "open"])
+@pytest.mark.parametrize("module", [sweep, acquisition], ids=["sweep", "open"])
 async def test_a_session_used_just_before_its_lock_is_taken_has_not_expired(
     file_store: FileStore, file_of: Any, clock: FakeClock, monkeypatch: pytest.MonkeyPatch, module: ModuleType
 ) -> None:
