@@ -95,7 +95,7 @@ class Machine(RuleBasedStateMachine):
         self.store: SessionStore
 
     def new_store(self) -> SessionStore:
-        raise NotImplementedError
+        raise NotImplementedError  # by each kind of store below; hypothesis' metaclass leaves no room for an ABC
 
     def run(self, coroutine: Coroutine[Any, Any, T]) -> T:
         return self.runner.run(coroutine)

@@ -244,7 +244,7 @@ def file_system_type(device: int, table: str = "/proc/self/mountinfo") -> str:
     """
     try:
         lines = Path(table).read_text(errors="replace").splitlines()
-    except OSError:
+    except OSError:  # no Linux, or no /proc in this container: then nobody can tell a network file system
         return ""
     number = f"{os.major(device)}:{os.minor(device)}"
     for line in lines:
