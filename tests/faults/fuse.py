@@ -11,7 +11,7 @@ import os
 import struct
 import threading
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from .needs import need, need_root
@@ -46,7 +46,8 @@ def _serve(fd: int) -> None:
         else:
             answer = _ANSWERS.get(operation, b"")
             error = 0 if operation in _ANSWERS else -errno.ENOSYS
-        os.write(fd, struct.pack("<IiQ", 16 + len(answer), error, number) + answer)
+        with suppress(FileNotFoundError):  # nobody waits for it any more, as after an unmount
+            os.write(fd, struct.pack("<IiQ", 16 + len(answer), error, number) + answer)
 
 
 @contextmanager
