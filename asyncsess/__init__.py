@@ -1,6 +1,6 @@
 """Server-side sessions for asyncio that lose no update, keep no reader waiting and leak no lock."""
 
-from asyncsess import rules
+from asyncsess import events, rules
 from asyncsess.codec import Codec, EncryptedCodec, JSONCodec, MsgpackCodec
 from asyncsess.errors import (
     CodecError,
@@ -21,6 +21,7 @@ from asyncsess.errors import (
     SessionTooLargeError,
     StoreError,
 )
+from asyncsess.events import Hook
 from asyncsess.operations import (
     Operation,
     append,
@@ -54,6 +55,7 @@ __all__ = [
     "EncryptedCodec",
     "FileStore",
     "Holder",
+    "Hook",
     "InvalidSessionIdError",
     "JSONCodec",
     "LockLostError",
@@ -76,6 +78,7 @@ __all__ = [
     "compare_and_put",
     "decrement",
     "discard",
+    "events",
     "exclude",
     "extend",
     "include",

@@ -6,8 +6,8 @@ No error message carries a session id, a key or a session's values.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from datetime import datetime
-from typing import Any, NamedTuple
+from datetime import UTC, datetime
+from typing import Any, Literal, NamedTuple
 
 
 class Holder(NamedTuple):
@@ -26,10 +26,11 @@ class Holder(NamedTuple):
     where: str
 
     def __str__(self) -> str:
-        return (
-            f"process {self.pid}, task {self.task!r}, opened at {self.where}, "
-            f"since {self.since.isoformat(timespec='milliseconds')}"
-        )
+        held = max(0.0, (datetime.now(UTC) - self.since).total_seconds())
+        return f"process {self.pid}, task {self.task!r}, for {held:.3g} s, opened at {self.where}"
+
+
+HolderState = Literal["running", "stopped", "gone"]
 
 
 class SessionError(Exception):
@@ -106,14 +107,23 @@ class LockTimeoutError(SessionError, TimeoutError):
 
     Attributes:
         waited: Seconds spent waiting.
+        ahead: How many tasks of this process were ahead, the one that holds included.
         holder: Who held the lock at the end of the wait, where that is known.
+        state: What that process does: it is running, stopped or gone; None where the system does not tell. A container
+            numbers its processes on its own, so those of another container appear as gone.
     """
 
-    def __init__(self, waited: float, holder: Holder | None) -> None:
+    def __init__(
+        self, waited: float, holder: Holder | None, *, ahead: int = 0, state: HolderState | None = None
+    ) -> None:
+        behind = f", behind {ahead} others" if ahead > 1 else ""
         by = f": held by {holder}" if holder else ""
-        super().__init__(f"the session was not free within {waited:.3g} s{by}")
+        is_state = f", which is {state}" if state else ""
+        super().__init__(f"the session was not free within {waited:.3g} s{behind}{by}{is_state}")
         self.waited = waited
+        self.ahead = ahead
         self.holder = holder
+        self.state = state
 
 
 class LockLostError(SessionError):
@@ -121,7 +131,15 @@ class LockLostError(SessionError):
 
 
 class DeadlockError(SessionError):
-    """The task already holds the session exclusively; waiting for itself would never end."""
+    """Waiting would never end: the task holds the session itself, or those wait for the task that it would wait for.
+
+    Attributes:
+        cycle: The holders, each of whom waits for the next, and the last for the first.
+    """
+
+    def __init__(self, message: str, cycle: Sequence[Holder]) -> None:
+        super().__init__(message)
+        self.cycle = tuple(cycle)
 
 
 class CodecError(SessionError, ValueError):

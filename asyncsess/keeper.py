@@ -49,8 +49,8 @@ class Keeper(Protocol):
     async def destroy(self) -> None:
         """Delete the session, and give the lock back."""
 
-    async def regenerate_id(self) -> None:
-        """Move the session to a fresh id, and keep the lock."""
+    async def regenerate_id(self, grace: float) -> None:
+        """Move the session to a fresh id, and keep the lock; the old one leads there for ``grace`` seconds."""
 
 
 class _NoKeeper:
@@ -65,7 +65,10 @@ class _NoKeeper:
     async def renew(self, lease: float | None) -> None:
         await self.save()
 
-    rollback = refresh = destroy = regenerate_id = save
+    async def regenerate_id(self, grace: float) -> None:
+        await self.save()
+
+    rollback = refresh = destroy = save
 
 
 NO_KEEPER: Final = _NoKeeper()

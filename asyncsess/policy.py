@@ -3,15 +3,25 @@
 from __future__ import annotations
 
 import asyncio
+import math
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Any, Protocol
+from datetime import UTC, datetime
+from typing import Any, Final, Protocol
 
-from asyncsess.backends.base import Backend, Record
+from asyncsess import succession
+from asyncsess.backends.base import Backend, Found, Record, Tombstone
 from asyncsess.codec import Codec
-from asyncsess.errors import SessionTooLargeError
+from asyncsess.errors import SessionNotFoundError, SessionTooLargeError
+from asyncsess.events import PredecessorUsed
 from asyncsess.expiry import Expiry
+from asyncsess.observer import Observer
 from asyncsess.session import Session
+from asyncsess.succession import Succession
+
+# A request in flight is over by then, or its lease.
+_STANDS: Final = 60.0
+_LONGEST_STAND: Final = 86400.0
 
 
 class Opening(Protocol):
@@ -33,6 +43,7 @@ class Policy:
         max_size: Bytes that a payload may have.
         lease: Seconds for which a holder may keep others waiting.
         clock: Returns seconds since the epoch.
+        observer: Who counts what happens.
         openings: The blocks that have a session open for writing, or wait for one.
     """
 
@@ -42,6 +53,7 @@ class Policy:
     max_size: int
     lease: float
     clock: Callable[[], float]
+    observer: Observer
     openings: set[Opening] = field(default_factory=set[Opening])
 
     def seal(self, data: bytes, key: str) -> bytes:
@@ -55,9 +67,9 @@ class Policy:
             raise SessionTooLargeError(len(payload), self.max_size)
         return payload
 
-    def load(self, session: Session, record: Record | None, key: str, now: float) -> bool:
+    def load(self, session: Session, record: Found, key: str, now: float) -> bool:
         """Make a session hold what a record holds; return False if there is none, or it has expired."""
-        if record is None:
+        if not isinstance(record, Record):
             return False
         ends_at = self.expiry.ends_at(record.created_at, record.accessed_at)
         if ends_at <= now:
@@ -72,6 +84,42 @@ class Policy:
         ends_at = self.expiry.ends_at(record.created_at, record.accessed_at)
         session.dated(record.version, record.created_at, ends_at)
 
-    def has_expired(self, record: Record) -> bool:
-        """Tell whether a record is that of an expired session."""
+    def has_expired(self, record: Record | Tombstone) -> bool:
+        """Tell whether a record is that of an expired session, or a tombstone that has had its time."""
+        if isinstance(record, Tombstone):
+            return record.until <= self.clock()
         return self.expiry.is_over(record.created_at, record.accessed_at, self.clock())
+
+    def destroyed(self) -> Tombstone:
+        """Return what is left of a session that is destroyed."""
+        return Tombstone(b"", self.clock() + self._stand())
+
+    def succeeded(self, session_id: str, successor_id: str, grace: float) -> Tombstone:
+        """Return what is left under the old id of a session that got a new one.
+
+        It stands as long as the session would have, unused, so that somebody who uses the old id late is noticed.
+        """
+        now, idle = self.clock(), self.expiry.idle_timeout or _LONGEST_STAND
+        note = succession.seal(session_id, Succession(now + grace, successor_id))
+        return Tombstone(note, now + max(grace, self._stand(), min(idle, _LONGEST_STAND)))
+
+    def _stand(self) -> float:
+        lease = self.lease if math.isfinite(self.lease) else 0.0  # nobody takes over then
+        return max(_STANDS, min(lease, _LONGEST_STAND))
+
+    def successor(self, session_id: str, tombstone: Tombstone, now: float) -> str:
+        """Return the id under which a session lives on.
+
+        Raises:
+            SessionNotFoundError: It was destroyed, or the grace of the old id is over, which is reported.
+        """
+        found = succession.unseal(session_id, tombstone.note)
+        if found is None:
+            raise SessionNotFoundError(
+                "there is no such session: it was destroyed, and so that no request in flight brings it back, its id "
+                f"stays dead for {max(0.0, tombstone.until - now):.0f} s more"
+            )
+        if found.grace_ends > now:
+            return found.successor_id
+        self.observer.note(PredecessorUsed(datetime.fromtimestamp(found.grace_ends, UTC), found.successor_id))
+        raise SessionNotFoundError("there is no such session: it got another id, and the grace of this one is over")

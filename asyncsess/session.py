@@ -187,13 +187,20 @@ class Session(MutableMapping[str, Any]):
         """Delete the session and let others in, who will not find it."""
         await self._keeper.destroy()
 
-    async def regenerate_id(self) -> None:
-        """Commit under a fresh id, in `id` from now on, and delete the session of the old id.
+    async def regenerate_id(self, *, grace: float | timedelta = 30.0) -> None:
+        """Commit under a fresh id, in `id` from now on, to which the old one leads for a while; then that is dead.
 
         Do this at each change of privilege, such as a login, so that an id that somebody planted or saw before
         is worth nothing. If the process is killed in between, both ids lead to the session, never none.
+
+        Args:
+            grace: Seconds for which requests that are under way with the old id reach the session. With 0 it is dead at
+                once: right where somebody may have planted it, as before a login.
+
+        Raises:
+            CodecError, LockLostError, StoreError: As `save`; the old id leads to the session as before.
         """
-        await self._keeper.regenerate_id()
+        await self._keeper.regenerate_id(seconds(grace, "grace", or_zero=True))
 
     # For the keeper.
 

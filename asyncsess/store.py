@@ -6,17 +6,18 @@ import asyncio
 import os
 import sys
 import time
-from collections.abc import AsyncIterator, Callable, Mapping
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager
 from datetime import timedelta
 from types import TracebackType
 from typing import Any, Final, Self
 
-from asyncsess.backends.base import Backend, Record
+from asyncsess.backends.base import Backend, Record, Tombstone
 from asyncsess.codec import Codec, MsgpackCodec
 from asyncsess.errors import StoreError
+from asyncsess.events import Hook
 from asyncsess.expiry import Expiry, limit, seconds
-from asyncsess.ids import key_of
+from asyncsess.observer import Observer
 from asyncsess.openings import (
     Caller,
     EditOpening,
@@ -24,7 +25,7 @@ from asyncsess.openings import (
     ReadonlyOpening,
     VariablesOpening,
     attempts,
-    holder_at,
+    destroy,
 )
 from asyncsess.operations import Operation
 from asyncsess.policy import Policy
@@ -47,6 +48,8 @@ class SessionStore:
         lifetime: Seconds since its creation after which it ends in any case; None for no such limit.
         lock_timeout: Seconds that `open` waits for other holders, unless it is told otherwise.
         lease: Seconds after which those who wait may take a session over from a holder that was stopped or hangs.
+        slow_hold: Seconds for which somebody may keep others waiting without a warning in the log.
+        hooks: Who is told of every event of `asyncsess.events`, for metrics and alarms.
         codec: How values become bytes; `MsgpackCodec` if None.
         max_size: Bytes that an encoded session may have.
         sweep_interval: Seconds between two sweeps; None for none.
@@ -61,13 +64,18 @@ class SessionStore:
         lifetime: float | timedelta | None = 86400.0,
         lock_timeout: float | timedelta = 40.0,
         lease: float | timedelta = 30.0,
+        slow_hold: float | timedelta = 1.0,
+        hooks: Sequence[Hook] = (),
         codec: Codec | None = None,
         max_size: int = 1024 * 1024,
         sweep_interval: float | timedelta | None = 300.0,
         clock: Callable[[], float] = time.time,
     ) -> None:
         expiry = Expiry(limit(idle_timeout, "idle_timeout"), limit(lifetime, "lifetime"))
-        self._policy = Policy(backend, codec or MsgpackCodec(), expiry, max_size, seconds(lease, "lease"), clock)
+        observer = Observer(hooks, seconds(slow_hold, "slow_hold"))
+        self._policy = Policy(
+            backend, codec or MsgpackCodec(), expiry, max_size, seconds(lease, "lease"), clock, observer
+        )
         self._lock_timeout = seconds(lock_timeout, "lock_timeout", or_zero=True)
         self._sweeper = Sweeper(self.delete_expired, limit(sweep_interval, "sweep_interval"))
         self._swept = 0
@@ -167,6 +175,7 @@ class SessionStore:
         *variables: str,
         resolve: Resolve = None,
         timeout: float | timedelta | None = None,
+        lease: float | timedelta | None = None,
     ) -> AbstractAsyncContextManager[Session]:
         """Lock variables of a session, not the session, for the block of an ``async with``.
 
@@ -182,6 +191,7 @@ class SessionStore:
             resolve: What becomes of one of them if somebody changed it who had not locked it, by `open`, `edit` or
                 `apply`; see `edit`.
             timeout: Seconds to wait for all of the locks; the store's ``lock_timeout`` if None.
+            lease: Seconds after which those who wait may take a variable over from this block; as for `open`.
 
         Raises:
             LockTimeoutError: On entering: a variable was not free in time.
@@ -193,7 +203,13 @@ class SessionStore:
         if not variables or not all(isinstance(variable, str) for variable in variables):
             raise ValueError("name the variables to lock: one or more strings")
         return VariablesOpening(
-            self._policy, session_id, variables, resolve=resolve, timeout=self._wait(timeout), caller=_caller()
+            self._policy,
+            session_id,
+            variables,
+            resolve=resolve,
+            timeout=self._wait(timeout),
+            caller=_caller(),
+            lease=limit(lease, "lease"),
         )
 
     async def attempts(
@@ -249,11 +265,7 @@ class SessionStore:
         """
         self._check_open()
         opening = ExclusiveOpening(
-            self._policy,
-            session_id,
-            create=False,
-            timeout=self._wait(timeout),
-            caller=_caller(),
+            self._policy, session_id, timeout=self._wait(timeout), caller=_caller(), mode="apply"
         )
         async with opening as session:
             values = dict(session)
@@ -281,12 +293,7 @@ class SessionStore:
             DeadlockError: This task has it open; use `Session.destroy`.
             StoreError: The store failed.
         """
-        holder = holder_at(asyncio.current_task(), _caller())
-        key, lease = key_of(session_id), self._policy.lease
-        async with self.backend.hold(key, timeout=self._lock_timeout, holder=holder, lease=lease) as held:
-            record = held.record
-            await held.delete()
-        return record is not None and not self._policy.has_expired(record)
+        return await destroy(self._policy, session_id, timeout=self._lock_timeout, caller=_caller())
 
     async def delete_expired(self) -> int:
         """Delete the sessions that have expired and are not open; return how many."""
@@ -307,8 +314,8 @@ class SessionStore:
         """Where the sessions are kept."""
         return self._policy.backend
 
-    def has_expired(self, record: Record) -> bool:
-        """Tell whether a record is that of an expired session."""
+    def has_expired(self, record: Record | Tombstone) -> bool:
+        """Tell whether a record is that of an expired session, or a tombstone that has had its time."""
         return self._policy.has_expired(record)
 
     def keys(self) -> AsyncIterator[str]:
@@ -319,16 +326,9 @@ class SessionStore:
         return self._policy.backend.keys()
 
     def statistics(self) -> Statistics:
-        """Return what the store is doing right now."""
+        """Return what the store is doing right now, and has done."""
         now = self._policy.backend.statistics()
-        return Statistics(
-            holding=now.holding,
-            waiting=now.waiting,
-            corrupt=now.corrupt,
-            io_switches=now.io_switches,
-            open=len(self._policy.openings),
-            swept=self._swept,
-        )
+        return self._policy.observer.statistics(now, opened_now=len(self._policy.openings), swept=self._swept)
 
     async def aclose(self, *, timeout: float = _CLOSE_TIMEOUT) -> None:
         """Close the store.

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from datetime import timedelta
 from typing import TypedDict, Unpack
 
 from asyncsess.backends.file import Durability, FileBackend, IOMode
 from asyncsess.backends.memory import MemoryBackend
 from asyncsess.codec import Codec
+from asyncsess.events import Hook
 from asyncsess.store import SessionStore
 
 
@@ -20,6 +21,8 @@ class StoreOptions(TypedDict, total=False):
     lifetime: float | timedelta | None
     lock_timeout: float | timedelta
     lease: float | timedelta
+    slow_hold: float | timedelta
+    hooks: Sequence[Hook]
     codec: Codec | None
     max_size: int
     sweep_interval: float | timedelta | None

@@ -17,6 +17,7 @@ import aiofiles
 import aiofiles.os
 import msgspec
 
+from asyncsess.backends.base import Record, Tombstone
 from asyncsess.errors import CodecError
 from asyncsess.openings import Caller, holder_at
 from asyncsess.store import SessionStore
@@ -46,7 +47,7 @@ class Imported(NamedTuple):
 
     Attributes:
         stored: Sessions that were stored.
-        skipped: Sessions that were there already, and left as they were.
+        skipped: Sessions that were there already, or were destroyed a moment ago, and left as they were.
     """
 
     stored: int
@@ -109,18 +110,23 @@ async def import_sessions(store: SessionStore, path: str | os.PathLike[str], *, 
 async def _lines(store: SessionStore) -> AsyncIterator[_Line]:
     async for key in store.keys():
         record = await store.backend.read(key)
-        if record is not None and not store.has_expired(record):
+        if isinstance(record, Record) and not store.has_expired(record):
             yield _Line(key, record.created_at, record.accessed_at, record.payload)
 
 
 async def _store_line(store: SessionStore, line: _Line, replace: bool) -> bool:
     holder = holder_at(asyncio.current_task(), Caller(__name__, 0))
-    async with store.backend.hold(line.key, timeout=_LOCK_TIMEOUT, holder=holder, create=True) as held:
-        if held.record is not None and not replace:
-            return False
-        await held.commit(line.payload, now=line.created_at)
-        await held.release(now=line.accessed_at)  # before a sweep can find it long unused
-    return True
+    while True:
+        async with store.backend.hold(line.key, timeout=_LOCK_TIMEOUT, holder=holder, create=True) as held:
+            found = held.record
+            if isinstance(found, Tombstone) and store.has_expired(found):
+                await held.delete()
+            elif isinstance(found, Tombstone) or (found and not replace):
+                return False
+            else:
+                await held.commit(line.payload, now=line.created_at)
+                await held.release(now=line.accessed_at)  # before a sweep can find it long unused
+                return True
 
 
 def _check_head(text: bytes) -> None:

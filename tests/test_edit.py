@@ -251,7 +251,7 @@ async def test_refresh_begins_anew_with_what_is_stored(store: SessionStore) -> N
 
 async def destroy_and_begin_anew(store: SessionStore, session_id: str, clock: FakeClock) -> None:
     await store.destroy(session_id)
-    clock.advance(1)
+    clock.advance(60)
     async with store.open(session_id, create=True) as session:
         session["secret"] = "of somebody else"
 
@@ -287,7 +287,7 @@ async def test_destroy_and_regenerate_id_work_without_a_lock_too(store: SessionS
     first = await store.create(VALUES)
     async with store.edit(first) as session:
         session["name"] = "Bob"
-        await session.regenerate_id()
+        await session.regenerate_id(grace=0)
         session["hits"] = 2
     assert session.id != first
     assert await stored(store, session.id) == {**VALUES, "name": "Bob", "hits": 2}

@@ -21,13 +21,14 @@ from asyncsess import (
     rules,
 )
 
+HOLDER = Holder(os.getpid(), "task", datetime.now(UTC), "here:1")
 ERRORS = [
     SessionError("words"),
-    DeadlockError("words"),
+    DeadlockError("words", [HOLDER]),
     CodecError("words", ("a", 1)),
     SessionTooLargeError(10, 5),
     CorruptSessionError("words", "/corrupt/1"),
-    LockTimeoutError(1.5, Holder(os.getpid(), "task", datetime.now(UTC), "here:1")),
+    LockTimeoutError(1.5, HOLDER, ahead=3, state="stopped"),
     OperationError("words", ("a",)),
     ConflictError([Conflict(("a",), rules.MISSING, 1, [2])]),
 ]

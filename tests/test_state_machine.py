@@ -15,7 +15,6 @@ from hypothesis import strategies as st
 from hypothesis.stateful import (
     Bundle,
     RuleBasedStateMachine,
-    consumes,
     initialize,
     invariant,
     multiple,
@@ -25,13 +24,14 @@ from hypothesis.stateful import (
 )
 
 from asyncsess import FileStore, MemoryStore, MsgpackCodec, SessionNotFoundError, SessionStore
+from asyncsess.backends.base import Record
 from asyncsess.ids import key_of
 from asyncsess.testing import FakeClock
 
 T = TypeVar("T")
 Change = Callable[[MutableMapping[str, Any]], None]
 
-IDLE, LIFETIME, TOUCH = 100.0, 300.0, 5.0
+IDLE, LIFETIME, TOUCH, DEAD = 100.0, 300.0, 5.0, 60.0
 codec = MsgpackCodec()
 
 
@@ -43,6 +43,15 @@ class Expected:
     version: int
     created_at: float
     accessed_at: float
+
+
+@dataclass
+class Ended:
+    """What is known of an id that leads to no record any more."""
+
+    until: float
+    successor: str = ""
+    grace_ends: float = 0.0
 
 
 def put(name: str, value: Any) -> Change:
@@ -91,6 +100,7 @@ class Machine(RuleBasedStateMachine):
         self.runner = asyncio.Runner()
         self.clock = FakeClock(1_700_000_000.0)
         self.records: dict[str, Expected] = {}
+        self.ended: dict[str, Ended] = {}
         self.seen: set[str] = set()
         self.store: SessionStore
 
@@ -117,6 +127,12 @@ class Machine(RuleBasedStateMachine):
     def is_live(self, session_id: str) -> bool:
         record = self.records.get(session_id)
         return record is not None and self.clock() < min(record.created_at + LIFETIME, record.accessed_at + IDLE)
+
+    def follow(self, session_id: str) -> str:
+        """Return the id that an id leads to."""
+        while (ended := self.ended.get(session_id)) and self.clock() < ended.grace_ends:
+            session_id = ended.successor
+        return session_id
 
     def commit(self, session_id: str, after: dict[str, Any]) -> None:
         """Expect what a commit of these values does, if it is one."""
@@ -159,19 +175,25 @@ class Machine(RuleBasedStateMachine):
     @rule(target=sessions, name=st.sampled_from(["job-1", "job-2"]), changes=changes)
     def adopt(self, name: str, changes: list[Change]) -> str:
         async def adopt() -> dict[str, Any]:
-            async with self.store.open(name, create=True) as session:
-                assert dict(session) == before
+            async with self.store.open(given, create=True) as session:
+                assert (session.id, dict(session)) == (name, before)
                 for change in changes:
                     change(session)
                 return copy.deepcopy(dict(session))
 
+        given, name = name, self.follow(name)
+        if (ended := self.ended.get(name)) and self.clock() < ended.until:
+            with pytest.raises(SessionNotFoundError):
+                self.run(adopt())
+            return given
+        self.ended.pop(name, None)
         if not self.is_live(name):
             self.records.pop(name, None)
         before = self.records[name].values if name in self.records else {}
         after = self.run(adopt())
         if name in self.records or after or self.run(self.store.backend.read(key_of(name))):
             self.commit(name, after)
-        return name
+        return given
 
     @rule(
         session_id=sessions,
@@ -182,8 +204,8 @@ class Machine(RuleBasedStateMachine):
         """Change and save several times, then end the block in some way."""
 
         async def work() -> None:
-            async with self.store.open(session_id) as session:
-                assert dict(session) == self.records[session_id].values
+            async with self.store.open(given) as session:
+                assert (session.id, dict(session)) == (session_id, self.records[session_id].values)
                 for number, changes in enumerate(rounds):
                     for change in changes:
                         change(session)
@@ -200,6 +222,7 @@ class Machine(RuleBasedStateMachine):
                 if end in ("leave", "release"):
                     self.commit(session_id, expected)
 
+        given, session_id = session_id, self.follow(session_id)
         if not self.is_live(session_id):
             with pytest.raises(SessionNotFoundError):
                 self.run(work())
@@ -220,9 +243,11 @@ class Machine(RuleBasedStateMachine):
     @rule(session_id=sessions)
     def read(self, session_id: str) -> None:
         async def read() -> dict[str, Any]:
-            async with self.store.open(session_id, readonly=True) as session:
+            async with self.store.open(given, readonly=True) as session:
+                assert session.id == session_id
                 return dict(session)
 
+        given, session_id = session_id, self.follow(session_id)
         if self.is_live(session_id):
             record = self.records[session_id]
             assert self.run(read()) == record.values
@@ -232,36 +257,49 @@ class Machine(RuleBasedStateMachine):
             with pytest.raises(SessionNotFoundError):
                 self.run(read())
 
-    @rule(session_id=consumes(sessions))
+    @rule(session_id=sessions)
     def destroy(self, session_id: str) -> None:
-        assert self.run(self.store.destroy(session_id)) == self.is_live(session_id)
+        given, session_id = session_id, self.follow(session_id)
+        is_live = self.is_live(session_id)
+        assert self.run(self.store.destroy(given)) == is_live
         self.records.pop(session_id, None)
+        if is_live:
+            self.ended[session_id] = Ended(self.clock() + DEAD)
 
-    @rule(session_id=consumes(sessions))
+    @rule(session_id=sessions)
     def destroy_while_open(self, session_id: str) -> None:
         async def destroy() -> None:
-            async with self.store.open(session_id) as session:
+            async with self.store.open(given) as session:
                 await session.destroy()
 
+        given, session_id = session_id, self.follow(session_id)
         if self.is_live(session_id):
             self.run(destroy())
-        self.records.pop(session_id, None) if self.is_live(session_id) else None
+            del self.records[session_id]
+            self.ended[session_id] = Ended(self.clock() + DEAD)
 
-    @rule(target=sessions, session_id=consumes(sessions), changes=changes, fails=st.booleans())
-    def regenerate(self, session_id: str, changes: list[Change], fails: bool) -> Any:
+    @rule(
+        target=sessions,
+        session_id=sessions,
+        changes=changes,
+        fails=st.booleans(),
+        grace=st.sampled_from([0.0, 30.0, 150.0]),
+    )
+    def regenerate(self, session_id: str, changes: list[Change], fails: bool, grace: float) -> Any:
         new_id = ""
 
         async def regenerate() -> None:
             nonlocal new_id
-            async with self.store.open(session_id) as session:
+            async with self.store.open(given) as session:
                 for change in changes:
                     change(session)
-                await session.regenerate_id()
+                await session.regenerate_id(grace=grace)
                 new_id = session.id
                 if fails:
                     session["lost"] = True
                     raise ZeroDivisionError
 
+        given, session_id = session_id, self.follow(session_id)
         if not self.is_live(session_id):
             return multiple()
         record = self.records.pop(session_id)
@@ -272,6 +310,7 @@ class Machine(RuleBasedStateMachine):
         except ZeroDivisionError:
             assert fails
         self.records[new_id] = Expected(record.values, 1, record.created_at, self.clock())
+        self.ended[session_id] = Ended(self.clock() + max(grace, IDLE), new_id, self.clock() + grace)
         return new_id
 
     @rule(by=st.sampled_from([1.0, 4.0, 60.0, 99.0, 100.0, 250.0]))
@@ -299,7 +338,8 @@ class Machine(RuleBasedStateMachine):
         async def find() -> dict[str, Expected]:
             found = {}
             for session_id in self.seen | self.records.keys():
-                if record := await self.store.backend.read(key_of(session_id)):
+                record = await self.store.backend.read(key_of(session_id))
+                if isinstance(record, Record):
                     values = codec.decode(record.payload)
                     found[session_id] = Expected(values, record.version, record.created_at, record.accessed_at)
             return found

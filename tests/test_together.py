@@ -175,6 +175,7 @@ async def test_a_session_that_was_long_unused_when_exported_is_not_swept_while_i
                 session["a"] = 2
             await export_sessions(lasting, tmp_path / "dump")
             await lasting.destroy(session_id)
+            now += 60.0
         release = store.backend.touch
 
         async def touch_after_a_sweep(key: str, *, now: float) -> None:

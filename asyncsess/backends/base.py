@@ -38,6 +38,21 @@ class Record(NamedTuple):
     accessed_at: float
 
 
+class Tombstone(NamedTuple):
+    """What is left of a record for a while after it was deleted, so that nothing in flight brings it back.
+
+    Attributes:
+        note: What the policy wrote on it, at most 400 bytes.
+        until: When it may go; `Backend.delete_expired` removes it then.
+    """
+
+    note: bytes
+    until: float
+
+
+Found = Record | Tombstone | None
+
+
 @dataclass(frozen=True, slots=True)
 class BackendStatistics:
     """What a backend is doing right now, and what it has met; the counts are of this process.
@@ -55,27 +70,17 @@ class BackendStatistics:
     io_switches: int = 0
 
 
-class Held(Protocol):
-    """The exclusive right to one key, from the moment it was granted until `release`.
-
-    After `release`, or once the lock is lost, the others raise `LockLostError` and store nothing.
-    """
+class Hold(Protocol):
+    """An exclusive right, from the moment it was granted."""
 
     @property
-    def record(self) -> Record | None:
-        """The newest version: as of the grant, then as of the last commit; None if there is none."""
+    def waited(self) -> float:
+        """Seconds that others took to let go; 0 if it was free."""
         ...
 
-    async def commit(self, payload: bytes, *, now: float) -> Record:
-        """Store the next version and keep the lock; it is there for every reader when this returns.
-
-        Cancelled, it either has not begun, or completes before the cancellation comes out.
-
-        Raises:
-            LockLostError: The key is no longer this holder's; nothing was stored.
-            StoreError: Nothing was stored, the version before is intact.
-            CommitUnknownError: The version is visible, but perhaps not durable.
-        """
+    @property
+    def is_contended(self) -> bool:
+        """Whether anybody waits for it now."""
         ...
 
     async def renew(self, lease: float) -> None:
@@ -86,8 +91,54 @@ class Held(Protocol):
         """
         ...
 
-    async def delete(self) -> None:
-        """Remove the record, and the lock with it. Waiters find no record."""
+
+class HeldName(Hold, Protocol):
+    """The exclusive right to a name inside a key."""
+
+    @property
+    def was_late(self) -> bool:
+        """Whether it was taken over from a holder that was late, and may be committing what it has not checked."""
+        ...
+
+    async def check(self) -> None:
+        """Return if this is still so.
+
+        Raises:
+            LockLostError: Another has taken over.
+        """
+        ...
+
+
+class Held(Hold, Protocol):
+    """The exclusive right to one key, from the moment it was granted until `release`.
+
+    After `release`, or once the lock is lost, the others raise `LockLostError` and store nothing.
+    """
+
+    @property
+    def record(self) -> Found:
+        """The newest version, as of the grant, then as of the last commit; or the tombstone; None if there is none."""
+        ...
+
+    async def commit(self, payload: bytes, *, now: float) -> Record:
+        """Store the next version and keep the lock; it is there for every reader when this returns.
+
+        Cancelled, it either has not begun, or completes before the cancellation comes out.
+
+        Raises:
+            LockLostError: The key is no longer this holder's; nothing was stored.
+            StoreError: Nothing was stored, the version before is intact. So it is with a tombstone, which takes no
+                record until it was deleted.
+            CommitUnknownError: The version is visible, but perhaps not durable.
+        """
+        ...
+
+    async def delete(self, tombstone: Tombstone | None = None) -> None:
+        """Remove the record, or the tombstone, and the lock with it.
+
+        Args:
+            tombstone: What to leave in the place of a record, in one atomic step; nothing if None.
+        """
         ...
 
     async def release(self, *, now: float) -> None:
@@ -109,8 +160,8 @@ class Backend(Protocol):
         """
         ...
 
-    async def read(self, key: str) -> Record | None:
-        """Return the newest committed version. Never waits for a holder, never goes back in versions."""
+    async def read(self, key: str) -> Found:
+        """Return the newest committed version, or the tombstone. Never waits for a holder, never goes back."""
         ...
 
     def hold(
@@ -132,7 +183,7 @@ class Backend(Protocol):
 
         Raises:
             LockTimeoutError: The key was not free in time; its holder is named where known.
-            DeadlockError: The current task holds the key already.
+            DeadlockError: The current task holds the key already, or would wait for one that waits for it.
         """
         ...
 
@@ -142,11 +193,13 @@ class Backend(Protocol):
         """Store version 1 under a fresh key and hold it. A session that gets a new key keeps its ``created_at``.
 
         Raises:
-            StoreError: The key has a record already, which is unchanged: an id is never handed out twice.
+            StoreError: The key has a record or a tombstone, which stays as it is: no id is handed out twice.
         """
         ...
 
-    def hold_name(self, key: str, name: str, *, timeout: float, holder: Holder) -> AbstractAsyncContextManager[None]:
+    def hold_name(
+        self, key: str, name: str, *, timeout: float, holder: Holder, lease: float = math.inf
+    ) -> AbstractAsyncContextManager[HeldName]:
         """Hold a name inside a key exclusively, such as that of a variable; the key itself stays free.
 
         The key need not have a record. Nothing of the lock is left once nobody holds it or waits for it.
@@ -164,14 +217,14 @@ class Backend(Protocol):
         ...
 
     async def delete_expired(self, expiry: Expiry, *, now: float) -> int:
-        """Delete the records that have expired and are not held; return how many.
+        """Delete the records that have expired and are not held; return how many. Tombstones go too, but do not count.
 
         One damaged record does not keep the others from being deleted. Several processes may call this at once.
         """
         ...
 
     def keys(self) -> AsyncIterator[str]:
-        """Yield the keys that have a record, those that have expired included, in no order."""
+        """Yield the keys that have a record, those that have expired included, in no order; not those of tombstones."""
         ...
 
     def statistics(self) -> BackendStatistics:

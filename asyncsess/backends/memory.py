@@ -5,12 +5,13 @@ from __future__ import annotations
 import math
 import os
 import threading
-from collections.abc import AsyncGenerator, AsyncIterator
-from contextlib import asynccontextmanager
+import time
+from collections.abc import AsyncIterator
 from datetime import UTC, datetime
 from types import TracebackType
+from typing import Self
 
-from asyncsess.backends.base import BackendStatistics, Record
+from asyncsess.backends.base import BackendStatistics, Found, Record, Tombstone
 from asyncsess.backends.turns import Turn, Turns, boot_time
 from asyncsess.errors import Holder, LockLostError, StoreError
 from asyncsess.expiry import Expiry
@@ -22,7 +23,7 @@ class MemoryBackend:
     """Keep records in a dict. They end with the process; several processes share nothing."""
 
     def __init__(self) -> None:
-        self._records: dict[str, Record] = {}
+        self._records: dict[str, Record | Tombstone] = {}
         self._turns = Turns()
         self._guard = threading.Lock()  # a touch comes without a turn, perhaps from another thread
         self._is_closed = False
@@ -37,7 +38,7 @@ class MemoryBackend:
         self._is_closed = True
         self._turns.take_back()
 
-    async def read(self, key: str) -> Record | None:
+    async def read(self, key: str) -> Found:
         self._check_open()
         return self._records.get(key)
 
@@ -51,14 +52,10 @@ class MemoryBackend:
     ) -> _MemoryHeld:
         return _MemoryHeld(self, key, 0.0, lease, holder, first=Record(payload, 1, created_at, now))
 
-    @asynccontextmanager
-    async def hold_name(self, key: str, name: str, *, timeout: float, holder: Holder) -> AsyncGenerator[None]:
-        self._check_open()
-        turn = await self._turns.take(f"{key}:{name}", timeout=timeout, holder=holder)
-        try:
-            yield
-        finally:
-            self._turns.give_back(turn)
+    def hold_name(
+        self, key: str, name: str, *, timeout: float, holder: Holder, lease: float = math.inf
+    ) -> _MemoryHeldName:
+        return _MemoryHeldName(self, f"{key}:{name}", timeout, lease, holder)
 
     async def touch(self, key: str, *, now: float) -> None:
         self._check_open()
@@ -68,7 +65,7 @@ class MemoryBackend:
         self._check_open()
         deleted = 0
         for key, record in list(self._records.items()):
-            if not expiry.is_over(record.created_at, record.accessed_at, now):
+            if not _is_over(record, expiry, now):
                 continue
             turn = self._turns.try_take(key, _SWEEPER)
             if turn is None:
@@ -76,14 +73,15 @@ class MemoryBackend:
             with self._guard:
                 if self._records.get(key) is record:  # not touched meanwhile
                     del self._records[key]
-                    deleted += 1
+                    deleted += isinstance(record, Record)
             self._turns.give_back(turn)
         return deleted
 
     async def keys(self) -> AsyncIterator[str]:
         self._check_open()
-        for key in list(self._records):
-            yield key
+        for key, record in list(self._records.items()):
+            if isinstance(record, Record):
+                yield key
 
     def statistics(self) -> BackendStatistics:
         return BackendStatistics(holding=self._turns.holding, waiting=self._turns.waiting)
@@ -91,7 +89,7 @@ class MemoryBackend:
     def _touch(self, key: str, now: float) -> None:
         with self._guard:
             record = self._records.get(key)
-            if record and record.accessed_at < now:
+            if isinstance(record, Record) and record.accessed_at < now:
                 self._records[key] = record._replace(accessed_at=now)
 
     def _check_open(self) -> None:
@@ -99,75 +97,51 @@ class MemoryBackend:
             raise StoreError("the store was closed; enter it again, or make a new one")
 
 
-class _MemoryHeld:
-    def __init__(
-        self,
-        backend: MemoryBackend,
-        key: str,
-        timeout: float,
-        lease: float,
-        holder: Holder,
-        first: Record | None = None,
-    ) -> None:
+class _MemoryHold:
+    """The turn at a key or a name."""
+
+    def __init__(self, backend: MemoryBackend, line: str, timeout: float, lease: float, holder: Holder) -> None:
         self._backend = backend
-        self._records = backend._records
         self._turns = backend._turns
-        self._key = key
+        self._line = line
         self._timeout = timeout
         self._lease = lease
         self._holder = holder
-        self._first = first
         self._turn: Turn | None = None
+        self.waited = 0.0
 
-    async def __aenter__(self) -> _MemoryHeld:
+    async def __aenter__(self) -> Self:
         self._backend._check_open()
-        self._turn = await self._turns.take(self._key, timeout=self._timeout, holder=self._holder)
+        started = time.monotonic()
+        turn = await self._turns.take(self._line, timeout=self._timeout, holder=self._holder)
         try:
             self._backend._check_open()
-            self._turn.deadline = boot_time() + self._lease
-            if self._first:
-                if self._key in self._records:
-                    raise StoreError("there is a session of this key already")
-                self._records[self._key] = self._first
+            turn.deadline = boot_time() + self._lease
+            self._enter()
         except BaseException:
-            self._give_back()
+            self._turns.give_back(turn)
             raise
+        self._turn = turn
+        if turn.has_waited:
+            self.waited = time.monotonic() - started
         return self
 
     async def __aexit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
         self._give_back()
 
-    @property
-    def record(self) -> Record | None:
-        return self._records.get(self._key)
+    def _enter(self) -> None:
+        """Do what follows at once upon the turn."""
 
-    async def commit(self, payload: bytes, *, now: float) -> Record:
-        self._check_held()
-        with self._backend._guard:
-            before = self.record
-            version, created_at = (before.version + 1, before.created_at) if before else (1, now)
-            record = self._records[self._key] = Record(payload, version, created_at, now)
-        return record
+    @property
+    def is_contended(self) -> bool:
+        return self._turn is not None and self._turns.has_waiters(self._turn)
 
     async def renew(self, lease: float) -> None:
         self._check_held()
         assert self._turn is not None
         self._turn.deadline = boot_time() + lease
-
-    async def delete(self) -> None:
-        self._check_held()
-        self._records.pop(self._key, None)
-        self._give_back()
-
-    async def release(self, *, now: float) -> None:
-        if self._is_held():
-            self._backend._touch(self._key, now)
-        self._give_back()
 
     def _give_back(self) -> None:
         if self._turn:
@@ -180,3 +154,68 @@ class _MemoryHeld:
     def _check_held(self) -> None:
         if not self._is_held():
             raise LockLostError("the session is no longer held; nothing was stored")
+
+
+class _MemoryHeldName(_MemoryHold):
+    @property
+    def was_late(self) -> bool:
+        return self._turn is not None and self._turn.was_late
+
+    async def check(self) -> None:
+        self._check_held()
+
+
+class _MemoryHeld(_MemoryHold):
+    def __init__(
+        self,
+        backend: MemoryBackend,
+        key: str,
+        timeout: float,
+        lease: float,
+        holder: Holder,
+        first: Record | None = None,
+    ) -> None:
+        super().__init__(backend, key, timeout, lease, holder)
+        self._records = backend._records
+        self._key = key
+        self._first = first
+
+    def _enter(self) -> None:
+        if self._first:
+            if self._key in self._records:
+                raise StoreError("there is a session of this key already")
+            self._records[self._key] = self._first
+
+    @property
+    def record(self) -> Found:
+        return self._records.get(self._key)
+
+    async def commit(self, payload: bytes, *, now: float) -> Record:
+        self._check_held()
+        with self._backend._guard:
+            before = self.record
+            if isinstance(before, Tombstone):
+                raise StoreError("a session that was deleted can't be changed")
+            version, created_at = (before.version + 1, before.created_at) if before else (1, now)
+            record = self._records[self._key] = Record(payload, version, created_at, now)
+        return record
+
+    async def delete(self, tombstone: Tombstone | None = None) -> None:
+        self._check_held()
+        with self._backend._guard:
+            if tombstone and isinstance(self.record, Record):
+                self._records[self._key] = tombstone
+            else:
+                self._records.pop(self._key, None)
+        self._give_back()
+
+    async def release(self, *, now: float) -> None:
+        if self._is_held():
+            self._backend._touch(self._key, now)
+        self._give_back()
+
+
+def _is_over(record: Record | Tombstone, expiry: Expiry, now: float) -> bool:
+    if isinstance(record, Tombstone):
+        return record.until <= now
+    return expiry.is_over(record.created_at, record.accessed_at, now)

@@ -15,7 +15,7 @@ import weakref
 from collections import deque
 from collections.abc import Generator
 from contextlib import contextmanager
-from typing import Final
+from typing import Any, Final
 
 from asyncsess.errors import DeadlockError, Holder, LockTimeoutError
 
@@ -34,16 +34,22 @@ def boot_time() -> float:
 class Turn:
     """One task's place in the queue of a key, then its right to use the key."""
 
-    __slots__ = ("_future", "_task", "deadline", "holder", "is_granted", "key")
+    __slots__ = ("_future", "_task", "deadline", "has_waited", "holder", "is_granted", "key", "was_late")
 
     def __init__(self, key: str, holder: Holder) -> None:
         self.key = key
         self.holder = holder
         task = asyncio.current_task()
         self._task = weakref.ref(task) if task else None  # an abandoned task must not live on for its turn
-        self.is_granted = False
+        self.is_granted = self.has_waited = False
+        self.was_late = False  # who had it before, and did not give it back
         self.deadline = math.inf  # by `boot_time`, from which on the next may take the turn
         self._future: asyncio.Future[None] | None = None
+
+    @property
+    def task(self) -> asyncio.Task[Any] | None:
+        """The task, unless it is gone."""
+        return None if self._task is None else self._task()
 
     def is_same_task(self, other: Turn) -> bool:
         """Tell whether one task has both turns."""
@@ -61,6 +67,7 @@ class Turn:
 
     def queue(self) -> None:
         """Make this a waiter of the running loop."""
+        self.has_waited = True
         self._future = asyncio.get_running_loop().create_future()
 
     def wake(self) -> bool:
@@ -94,6 +101,7 @@ class Turns:
     def _reset(self) -> None:
         self._guard = threading.Lock()
         self._lines: dict[str, _Line] = {}
+        self._blocked: dict[asyncio.Task[Any], Turn] = {}  # for which turn each task waits
         self._returned: deque[Turn] = deque()
 
     async def take(self, key: str, *, timeout: float, holder: Holder) -> Turn:
@@ -105,7 +113,7 @@ class Turns:
             holder: What to tell those who time out behind this turn.
 
         Raises:
-            DeadlockError: This task has the turn already.
+            DeadlockError: This task has the turn already, or whoever has it waits for this task.
             LockTimeoutError: The turn did not come in time.
         """
         turn = Turn(key, holder)
@@ -116,17 +124,19 @@ class Turns:
         try:
             while True:
                 if line.current.is_late:
+                    turn.was_late = True
                     self.give_back(line.current)
                 left = until - time.monotonic()
                 if turn.is_granted or left <= 0:
                     break
                 await turn.wait(min(left, _LOOK_EVERY, max(0.0, line.current.deadline - boot_time())))
         except BaseException:
-            if not self._leave(turn):
+            if self._leave(turn) is None:
                 self.give_back(turn)
             raise
-        if not turn.is_granted and self._leave(turn):
-            raise LockTimeoutError(timeout, line.current.holder)
+        ahead = None if turn.is_granted else self._leave(turn)
+        if ahead is not None:
+            raise LockTimeoutError(timeout, line.current.holder, ahead=ahead, state="running")
         return turn
 
     def try_take(self, key: str, holder: Holder) -> Turn | None:
@@ -164,7 +174,13 @@ class Turns:
             return None
         line.current = line.waiters.popleft()
         line.current.is_granted = True
+        self._unblock(line.current)
         return line.current
+
+    def _unblock(self, turn: Turn) -> None:
+        task = turn.task
+        if task is not None and self._blocked.get(task) is turn:
+            del self._blocked[task]
 
     def _line_up(self, turn: Turn) -> _Line:
         try:
@@ -173,18 +189,39 @@ class Turns:
                 if line is None:
                     line = self._lines[turn.key] = _Line(turn)
                     turn.is_granted = True
-                elif turn.is_same_task(line.current):
-                    raise DeadlockError(
-                        f"this task holds the session already, opened at {line.current.holder.where}; "
-                        "use that one, or release() it first"
-                    )
                 else:
+                    self._refuse_cycle(turn, line)
                     turn.queue()
                     line.waiters.append(turn)
+                    if (task := turn.task) is not None:
+                        self._blocked[task] = turn
                 return line
         finally:
             if self._returned:
                 self._serve_next()
+
+    def _refuse_cycle(self, turn: Turn, line: _Line) -> None:
+        """Refuse to wait for a task that waits for this one, perhaps through others."""
+        cycle = [line.current]
+        while not turn.is_same_task(cycle[-1]):
+            task = cycle[-1].task
+            blocked = self._blocked.get(task) if task else None
+            if blocked is None or len(cycle) > len(self._blocked):
+                return
+            cycle.append(self._lines[blocked.key].current)
+        holders = [held.holder for held in cycle]
+        if len(cycle) == 1:
+            raise DeadlockError(
+                f"this task holds the session already, opened at {holders[0].where}; "
+                "use that one, or release() it first",
+                holders,
+            )
+        chain = ", which waits for ".join(f"task {holder.task!r} (opened at {holder.where})" for holder in holders)
+        raise DeadlockError(
+            f"this task would wait for {chain}, which is this task; "
+            "open sessions in one order everywhere, or release() one before opening the next",
+            holders,
+        )
 
     @contextmanager
     def _alone(self) -> Generator[None]:
@@ -205,6 +242,11 @@ class Turns:
         for line in list(self._lines.values()):
             self.give_back(line.current)
 
+    def has_waiters(self, turn: Turn) -> bool:
+        """Tell whether others wait behind a turn."""
+        line = self._lines.get(turn.key)
+        return line is not None and line.current is turn and bool(line.waiters)
+
     @property
     def holding(self) -> int:
         """Keys that are held."""
@@ -216,15 +258,18 @@ class Turns:
         with self._alone():
             return sum(len(line.waiters) for line in self._lines.values())
 
-    def _leave(self, turn: Turn) -> bool:
-        """Leave the queue; return False if the turn has been granted meanwhile."""
+    def _leave(self, turn: Turn) -> int | None:
+        """Leave the queue; return how many were ahead, None if the turn has been granted meanwhile."""
         with self._alone():
             if turn.is_granted:
-                return False
+                return None
+            self._unblock(turn)
             line = self._lines.get(turn.key)
-            if line:  # none in the child of a fork
-                line.waiters.remove(turn)
-            return True
+            if line is None:  # in the child of a fork
+                return 0
+            ahead = line.waiters.index(turn) + 1
+            line.waiters.remove(turn)
+            return ahead
 
 
 def _finish(future: asyncio.Future[None]) -> None:

@@ -83,7 +83,7 @@ def application(directory: Path) -> web.Application:
 async def _open_ways(app: web.Application) -> AsyncIterator[None]:
     unlocked = app[_directory] / "unlocked"
     unlocked.mkdir(mode=0o700, exist_ok=True)
-    async with FileStore(app[_directory] / "sessions") as store:
+    async with FileStore(app[_directory] / "sessions", slow_hold=60) as store:
         app[_ways] = {way.name: way(unlocked, store) for way in WAYS}
         yield
 

@@ -5,7 +5,7 @@ What is read and committed when stands here, over any backend.
 
 from asyncsess.openings.base import Caller, holder_at
 from asyncsess.openings.edit import EditOpening, attempts
-from asyncsess.openings.exclusive import ExclusiveOpening
+from asyncsess.openings.exclusive import ExclusiveOpening, destroy
 from asyncsess.openings.readonly import ReadonlyOpening
 from asyncsess.openings.variables import VariablesOpening
 
@@ -16,5 +16,6 @@ __all__ = [
     "ReadonlyOpening",
     "VariablesOpening",
     "attempts",
+    "destroy",
     "holder_at",
 ]

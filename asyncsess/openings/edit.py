@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import random
-import weakref
 from collections.abc import AsyncIterator, Collection
 from contextlib import AbstractAsyncContextManager, suppress
 from types import TracebackType
@@ -12,10 +11,11 @@ from typing import Any, Final
 
 from asyncsess.backends.base import Record
 from asyncsess.errors import CodecError, ConflictError, SessionNotFoundError
+from asyncsess.events import Conflicted, Mode, Retried
 from asyncsess.ids import key_of
 from asyncsess.keeper import State
 from asyncsess.merge import merge
-from asyncsess.openings.base import NOT_FOUND, Caller, holder_at, load_snapshot, until_free
+from asyncsess.openings.base import NOT_FOUND, Block, Caller, commit, holder_at, lock
 from asyncsess.openings.exclusive import ExclusiveOpening
 from asyncsess.policy import Policy
 from asyncsess.rules import Resolve
@@ -24,53 +24,50 @@ from asyncsess.session import Session
 _FIRST_PAUSE: Final = 0.01
 
 
-class EditOpening:
+class EditOpening(Block):
     """A session that is read at once and locked only to commit what was changed in it.
 
     Args:
-        policy: The store's.
-        session_id: Which session.
+        policy, session_id, caller: As `Block`.
         resolve: What settles conflicts.
         timeout: Seconds to wait for the lock, at each commit.
-        caller: Who opens it, for those who time out waiting for it.
+        mode: What it is opened for, to be counted.
     """
 
-    __slots__ = ("_busy", "_caller", "_created_at", "_key", "_policy", "_resolve", "_session", "_task", "_timeout")
+    __slots__ = ("_created_at", "_mode", "_resolve")
 
-    def __init__(self, policy: Policy, session_id: str, *, resolve: Resolve, timeout: float, caller: Caller) -> None:
-        self._policy = policy
-        self._key = key_of(session_id)
-        self._resolve = resolve
-        self._timeout = timeout
-        self._caller = caller
-        self._busy = asyncio.Lock()
-        self._task: weakref.ref[asyncio.Task[Any]] | None = None
+    def __init__(
+        self,
+        policy: Policy,
+        session_id: str,
+        *,
+        resolve: Resolve,
+        timeout: float,
+        caller: Caller,
+        mode: Mode = "edit",
+    ) -> None:
+        super().__init__(policy, session_id, timeout=timeout, caller=caller)
         self._session = Session(self, session_id, State.OPTIMISTIC, policy.codec)
-
-    def is_of(self, task: asyncio.Task[Any] | None) -> bool:
-        """Tell whether a task opened this."""
-        return self._task is not None and self._task() is task
+        self._resolve = resolve
+        self._mode: Mode = mode
 
     async def __aenter__(self) -> Session:
-        task = asyncio.current_task()
-        self._task = weakref.ref(task) if task else None
-        await self._load()
-        self._policy.openings.add(self)
+        self._begin()
+        try:
+            waited = await self._enter()
+        except BaseException:
+            await self._leave()
+            raise
+        self._policy.observer.note_opened(self._mode, waited)
         return self._session
 
-    async def __aexit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
-    ) -> None:
-        try:
-            if self._busy.locked():  # another task of the block is saving
-                await until_free(self._busy)
-            if kind is None and self._session.state is State.OPTIMISTIC:
-                await self._commit(State.CLOSED)
-            elif kind is None:
-                self._session.check_unchanged()
-        finally:
-            self._session.becomes(State.CLOSED)
-            self._policy.openings.discard(self)
+    async def _enter(self) -> float:
+        """Read the session; return the seconds spent waiting for others."""
+        await self._load()
+        return 0.0
+
+    async def _finish(self) -> None:
+        await self._commit(State.CLOSED)
 
     async def save(self) -> None:
         async with self._busy:
@@ -103,27 +100,19 @@ class EditOpening:
             self._session.load({}, None)
             self._session.becomes(State.DESTROYED)
 
-    async def regenerate_id(self) -> None:
+    async def regenerate_id(self, grace: float) -> None:
         async with self._busy:
             self._session.check_writable()
             await self._commit(State.OPTIMISTIC)
             async with self._exclusive() as session:
-                await session.regenerate_id()
-            self._key = key_of(session.id)
-            self._session.becomes(self._session.state, session.id)
+                await session.regenerate_id(grace=grace)
+                self._move(session.id, key_of(session.id))
 
     async def _load(self) -> None:
-        record = await load_snapshot(self._policy, self._session, self._key)
-        self._created_at = record.created_at
+        self._created_at = (await self._load_snapshot()).created_at
 
     def _exclusive(self) -> ExclusiveOpening:
-        return ExclusiveOpening(
-            self._policy,
-            self._session.id,
-            create=False,
-            timeout=self._timeout,
-            caller=self._caller,
-        )
+        return ExclusiveOpening(self._policy, self._session.id, timeout=self._timeout, caller=self._caller)
 
     async def _commit(self, then: State) -> None:
         """Store what was changed, merged into what others stored; nothing that is changed from here on."""
@@ -147,23 +136,42 @@ class EditOpening:
 
     async def _store(self, ours: bytes) -> tuple[Record, bytes]:
         """Lock, merge and commit; return what is stored now, also as encoded values."""
-        policy, key = self._policy, self._key
-        holder = holder_at(asyncio.current_task(), self._caller)
-        async with policy.backend.hold(key, timeout=self._timeout, holder=holder, lease=policy.lease) as held:
+        policy, holder = self._policy, holder_at(asyncio.current_task(), self._caller)
+        hold, held, session_id, key = await lock(
+            policy,
+            self._session.id,
+            self._key,
+            mode=self._mode,
+            timeout=self._timeout,
+            holder=holder,
+            lease=policy.lease,
+        )
+        try:
+            self._move(session_id, key)
+            await self._check_locks()
             record = held.record
-            if record is None or record.created_at != self._created_at or policy.has_expired(record):
+            if not isinstance(record, Record) or record.created_at != self._created_at or policy.has_expired(record):
                 raise SessionNotFoundError(NOT_FOUND)
             theirs = policy.codec.unseal(record.payload, key)
             merged = ours if theirs == self._session.baseline else self._merged(ours, theirs)
             if merged != theirs:
-                record = await held.commit(policy.seal(merged, key), now=policy.clock())
+                record = await commit(policy, held, merged, key, holder, is_merged=merged is not ours)
             await held.release(now=policy.clock())
+        finally:
+            await hold.__aexit__(None, None, None)
         return record, merged
+
+    async def _check_locks(self) -> None:
+        """Make sure that what this holds beside the session has not been taken over."""
 
     def _merged(self, ours: bytes, theirs: bytes) -> bytes:
         codec = self._policy.codec
         base = codec.decode(self._session.baseline)
-        return codec.encode(merge(base, codec.decode(ours), codec.decode(theirs), self._resolve, self._check))
+        try:
+            return codec.encode(merge(base, codec.decode(ours), codec.decode(theirs), self._resolve, self._check))
+        except ConflictError as error:
+            self._policy.observer.note(Conflicted(tuple(conflict.path for conflict in error.conflicts)))
+            raise
 
     def _check(self, value: Any) -> None:
         self._policy.codec.encode({"value": value})
@@ -205,4 +213,5 @@ async def attempts(
         if not attempt.has_failed:
             return
         await asyncio.sleep(random.uniform(0, _FIRST_PAUSE * 2**number))
-    yield ExclusiveOpening(policy, session_id, create=False, timeout=timeout, caller=caller)
+        policy.observer.note(Retried(number + 2))
+    yield ExclusiveOpening(policy, session_id, timeout=timeout, caller=caller)

@@ -3,92 +3,82 @@
 from __future__ import annotations
 
 import asyncio
-import weakref
+import time
 from collections.abc import Collection
 from contextlib import AbstractAsyncContextManager, suppress
-from types import TracebackType
-from typing import Any
 
-from asyncsess.backends.base import Held, Record
+from asyncsess.backends.base import Found, Held, Record
 from asyncsess.errors import SessionNotFoundError, StoreError
+from asyncsess.events import Mode
 from asyncsess.ids import key_of, new_session_id
 from asyncsess.keeper import State
-from asyncsess.openings.base import NOT_FOUND, Caller, holder_at, until_free
+from asyncsess.openings.base import NOT_FOUND, Block, Caller, commit, holder_at, lock
 from asyncsess.policy import Policy
 from asyncsess.session import Session
 
 
-class ExclusiveOpening:
+async def destroy(policy: Policy, session_id: str, *, timeout: float, caller: Caller) -> bool:
+    """Delete a session, once whoever holds it is done; return whether there was one."""
+    holder, key = holder_at(asyncio.current_task(), caller), key_of(session_id)
+    try:
+        locked = await lock(
+            policy, session_id, key, mode="exclusive", timeout=timeout, holder=holder, lease=policy.lease
+        )
+    except SessionNotFoundError:
+        return False
+    try:
+        record = locked.held.record
+        was_there = isinstance(record, Record) and not policy.has_expired(record)
+        await locked.held.delete(policy.destroyed() if was_there else None)
+    finally:
+        await locked.hold.__aexit__(None, None, None)
+    return was_there
+
+
+class ExclusiveOpening(Block):
     """A session that nobody else may change meanwhile; committed at the end of the block.
 
     Args:
-        policy: The store's.
+        policy, timeout, caller: As `Block`.
         session_id: None for a new session under a fresh id.
         create: Start a session under this id if there is none.
-        timeout: Seconds to wait for the lock.
-        caller: Who opens it, for those who time out waiting for it.
         lease: Seconds after which those who wait may take over; the policy's if None.
+        mode: What it is opened for, to be counted.
     """
 
-    __slots__ = (
-        "_busy", "_caller", "_create", "_held", "_hold", "_holder", "_is_fresh", "_key", "_lease", "_policy",
-        "_session", "_task", "_timeout",
-    )  # fmt: skip
+    __slots__ = ("_create", "_held", "_hold", "_is_fresh", "_lease", "_mode")
 
     def __init__(
         self,
         policy: Policy,
         session_id: str | None,
         *,
-        create: bool,
         timeout: float,
         caller: Caller,
+        create: bool = False,
         lease: float | None = None,
+        mode: Mode = "exclusive",
     ) -> None:
         self._is_fresh = session_id is None
         session_id = session_id if session_id is not None else new_session_id()
-        self._policy = policy
-        self._key = key_of(session_id)
-        self._create = create
-        self._timeout = timeout
-        self._lease = policy.lease if lease is None else lease
-        self._caller = caller
-        self._busy = asyncio.Lock()
-        self._task: weakref.ref[asyncio.Task[Any]] | None = None
+        super().__init__(policy, session_id, timeout=timeout, caller=caller)
         self._session = Session(self, session_id, State.EXCLUSIVE, policy.codec)
+        self._create = create
+        self._lease = policy.lease if lease is None else lease
+        self._mode: Mode = mode
         self._hold: AbstractAsyncContextManager[Held] | None = None
         self._held: Held | None = None
 
-    def is_of(self, task: asyncio.Task[Any] | None) -> bool:
-        """Tell whether a task opened this."""
-        return self._task is not None and self._task() is task
-
     async def __aenter__(self) -> Session:
-        task = asyncio.current_task()
-        self._task = weakref.ref(task) if task else None
-        self._holder = holder_at(task, self._caller)
-        self._policy.openings.add(self)
+        self._begin()
         try:
             if not self._is_fresh:  # nobody can know a fresh id, so there is nothing to lock before its first commit
                 await self._lock()
         except BaseException:
             await self._leave()
             raise
+        self._policy.observer.note_opened(self._mode, self._held.waited if self._held else 0.0)
         return self._session
-
-    async def __aexit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
-    ) -> None:
-        try:
-            if self._busy.locked():  # another task of the block is saving
-                await until_free(self._busy)
-            if kind is None and self._session.state is State.EXCLUSIVE:
-                await self._commit_and_release(State.CLOSED)
-            elif kind is None:
-                self._session.check_unchanged()
-        finally:
-            self._session.becomes(State.CLOSED)
-            await self._leave()
 
     async def save(self) -> None:
         async with self._busy:
@@ -124,48 +114,47 @@ class ExclusiveOpening:
         async with self._busy:
             if self._held is not None or self._session.is_new:
                 self._session.reset()
-                return
-            record = await self._policy.backend.read(self._key)
-            if not self._policy.load(self._session, record, self._key, self._policy.clock()):
-                raise SessionNotFoundError(NOT_FOUND)
+            else:
+                await self._load_snapshot()
 
     async def destroy(self) -> None:
         async with self._busy:
             self._session.check_writable()
             if self._held is not None:
-                await self._held.delete()
+                self._note_if_long(self._held)
+                await self._held.delete(self._policy.destroyed())
             self._session.load({}, None)
             self._session.becomes(State.DESTROYED)
             await self._leave()
 
-    async def regenerate_id(self) -> None:
+    async def regenerate_id(self, grace: float) -> None:
         async with self._busy:
             self._session.check_writable()
-            await self._regenerate_id()
+            await self._regenerate_id(grace)
 
-    async def _regenerate_id(self) -> None:
-        session_id, session = new_session_id(), self._session
+    async def _regenerate_id(self, grace: float) -> None:
+        session_id, session, policy = new_session_id(), self._session, self._policy
         key, data = key_of(session_id), session.encoded()
-        payload = self._policy.seal(data, key)
+        payload = policy.seal(data, key)
         # The absolute limit counts from the first login on, not from each new id.
-        now = self._policy.clock()
+        now = policy.clock()
         before = None if self._held is None else self._held.record
-        created_at = now if before is None else before.created_at
-        backend, old, old_hold = self._policy.backend, self._held, self._hold
+        created_at = before.created_at if isinstance(before, Record) else now
+        backend, old, old_hold = policy.backend, self._held, self._hold
         new_hold = backend.create(key, payload, created_at=created_at, now=now, holder=self._holder, lease=self._lease)
         new = await new_hold.__aenter__()
         is_moved = True
         try:
             if old is not None:
-                await old.delete()
+                await old.delete(policy.succeeded(session.id, session_id, grace))
         except BaseException:
             with suppress(StoreError):  # then both ids may lead to the session, which is better than neither
-                is_moved = await backend.read(self._key) is None
+                is_moved = not isinstance(await backend.read(self._key), Record)
             raise
         finally:
             if is_moved:
-                self._hold, self._held, self._key = new_hold, new, key
-                session.becomes(session.state, session_id)
+                self._hold, self._held = new_hold, new
+                self._move(session_id, key)
                 self._note(data, new.record)
                 if old_hold is not None:
                     await old_hold.__aexit__(None, None, None)
@@ -179,20 +168,32 @@ class ExclusiveOpening:
         """Lock the session and load it, or find that there is none."""
         policy = self._policy
         while True:
-            hold = policy.backend.hold(
-                self._key, timeout=self._timeout, holder=self._holder, lease=self._lease, create=self._create
+            self._hold, self._held, session_id, key = await lock(
+                policy,
+                self._session.id,
+                self._key,
+                mode=self._mode,
+                timeout=self._timeout,
+                holder=self._holder,
+                lease=self._lease,
+                create=self._create,
             )
-            held = await self._enter(hold)
-            record = held.record
+            self._since = time.monotonic()
+            if key is not self._key:
+                self._move(session_id, key)
+            record = self._held.record
             if record is None and self._create:
                 return
-            if policy.load(self._session, record, self._key, policy.clock()):
+            if policy.load(self._session, record, key, policy.clock()):
                 return
             if record is not None:  # expired: a session that begins anew begins with nothing of it
-                await held.delete()
+                await self._held.delete()
             await self._let_go()
             if not self._create:
                 raise SessionNotFoundError(NOT_FOUND)
+
+    async def _finish(self) -> None:
+        await self._commit_and_release(State.CLOSED)
 
     async def _commit_and_release(self, then: State) -> None:
         """Store what was changed, and nothing that is changed from here on, which raises."""
@@ -200,41 +201,45 @@ class ExclusiveOpening:
         self._session.becomes(then)
         await self._commit(data)
         if self._held is not None:
+            self._note_if_long(self._held)
             await self._held.release(now=self._policy.clock())
 
     async def _commit(self, data: bytes | None) -> None:
         """Store encoded values, if there are any to store."""
         if data is None:
             return
+        policy, key = self._policy, self._key
         try:
-            payload, now = self._policy.seal(data, self._key), self._policy.clock()
             if self._held is not None:
-                record: Record | None = await self._held.commit(payload, now=now)
+                record: Found = await commit(policy, self._held, data, key, self._holder)
             else:
-                create = self._policy.backend.create
-                held = await self._enter(
-                    create(self._key, payload, created_at=now, now=now, holder=self._holder, lease=self._lease)
-                )
-                record = held.record
+                record = await self._store_first(policy.seal(data, key))
         except BaseException:
             self._session.not_committed()
             raise
         self._note(data, record)
 
-    def _note(self, data: bytes, record: Record | None) -> None:
+    async def _store_first(self, payload: bytes) -> Found:
+        """Store the first version of a session under a fresh id, and hold it."""
+        now = self._policy.clock()
+        hold = self._policy.backend.create(
+            self._key, payload, created_at=now, now=now, holder=self._holder, lease=self._lease
+        )
+        self._held = await hold.__aenter__()
+        self._hold, self._since = hold, time.monotonic()
+        self._policy.observer.note_committed(len(payload))
+        return self._held.record
+
+    def _note(self, data: bytes, record: Found) -> None:
         """Tell the session what has been stored."""
-        assert record is not None
+        assert isinstance(record, Record)
         self._session.committed(data)
         self._policy.date(self._session, record)
 
-    async def _enter(self, hold: AbstractAsyncContextManager[Held]) -> Held:
-        self._held = await hold.__aenter__()
-        self._hold = hold
-        return self._held
-
     async def _let_go(self) -> None:
-        hold, self._hold, self._held = self._hold, None, None
-        if hold is not None:
+        hold, held, self._hold, self._held = self._hold, self._held, None, None
+        if hold is not None and held is not None:
+            self._note_if_long(held)
             await hold.__aexit__(None, None, None)
 
     async def _leave(self) -> None:

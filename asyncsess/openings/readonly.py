@@ -24,6 +24,7 @@ class ReadonlyOpening:
 
     async def __aenter__(self) -> Session:
         await self.refresh()
+        self._policy.observer.note_opened("readonly")
         return self._session
 
     async def __aexit__(
@@ -49,10 +50,10 @@ class ReadonlyOpening:
         await self.refresh()
 
     async def refresh(self) -> None:
-        await load_snapshot(self._policy, self._session, self._key)
+        _, self._key = await load_snapshot(self._policy, self._session, self._key)
 
     async def destroy(self) -> None:
         self._session.check_writable()
 
-    async def regenerate_id(self) -> None:
+    async def regenerate_id(self, grace: float) -> None:
         self._session.check_writable()

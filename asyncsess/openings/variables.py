@@ -2,17 +2,25 @@
 
 from __future__ import annotations
 
-import asyncio
 import time
 from collections.abc import Collection
 from contextlib import AbstractAsyncContextManager, AsyncExitStack
-from types import TracebackType
+from typing import NamedTuple
 
-from asyncsess.openings.base import Caller, holder_at
+from asyncsess.backends.base import HeldName
+from asyncsess.errors import LockLostError, LockTimeoutError
+from asyncsess.events import LeaseLost, TimedOut
+from asyncsess.openings.base import Caller, lock
 from asyncsess.openings.edit import EditOpening
 from asyncsess.policy import Policy
 from asyncsess.rules import Resolve
-from asyncsess.session import Session
+
+
+class _Lock(NamedTuple):
+    """The lock of a variable, and how to leave it."""
+
+    held: HeldName
+    hold: AbstractAsyncContextManager[HeldName]
 
 
 class VariablesOpening(EditOpening):
@@ -22,9 +30,10 @@ class VariablesOpening(EditOpening):
         policy, session_id, resolve, caller: As `EditOpening`.
         variables: The keys that may be changed.
         timeout: Seconds to wait for all of their locks together, and for the session at each commit.
+        lease: Seconds after which those who wait may take a variable over; the policy's if None.
     """
 
-    __slots__ = ("_locks",)
+    __slots__ = ("_lease", "_locks")
 
     def __init__(
         self,
@@ -35,50 +44,103 @@ class VariablesOpening(EditOpening):
         resolve: Resolve,
         timeout: float,
         caller: Caller,
+        lease: float | None = None,
     ) -> None:
-        super().__init__(policy, session_id, resolve=resolve, timeout=timeout, caller=caller)
+        super().__init__(policy, session_id, resolve=resolve, timeout=timeout, caller=caller, mode="synchronize")
+        self._lease = policy.lease if lease is None else lease
         # One order for all, so that nobody waits for somebody who waits for him.
-        self._locks: dict[str, AbstractAsyncContextManager[None] | None] = dict.fromkeys(sorted(set(variables)))
+        self._locks: dict[str, _Lock | None] = dict.fromkeys(sorted(set(variables)))
         self._session.lock(self._locks.keys())
 
-    async def __aenter__(self) -> Session:
-        started, holder = time.monotonic(), holder_at(asyncio.current_task(), self._caller)
-        try:
+    async def _enter(self) -> float:
+        until, key, waited = time.monotonic() + self._timeout, "", 0.0
+        while key != self._key:  # else the session has got another id meanwhile
+            key = self._key
+            await self._give_back(self._locks)
             for variable in self._locks:
-                left = max(0.0, self._timeout - (time.monotonic() - started))
-                lock = self._policy.backend.hold_name(self._key, variable, timeout=left, holder=holder)
-                await lock.__aenter__()
-                self._locks[variable] = lock
-            return await super().__aenter__()
-        except BaseException:
-            await self._give_back(list(self._locks))
+                waited += await self._lock(variable, until)
+            if any(held.was_late for held in self._held()):
+                await self._let_commit(until)
+            await self._load()
+        self._since = time.monotonic()
+        return waited
+
+    async def _lock(self, variable: str, until: float) -> float:
+        policy, left = self._policy, max(0.0, until - time.monotonic())
+        hold = policy.backend.hold_name(self._key, variable, timeout=left, holder=self._holder, lease=self._lease)
+        try:
+            held = await hold.__aenter__()
+        except LockTimeoutError as error:
+            policy.observer.note(TimedOut(self._mode, error.waited))
+            raise
+        self._locks[variable] = _Lock(held, hold)
+        return held.waited
+
+    async def _let_commit(self, until: float) -> None:
+        """Let a late holder end what it is storing: from here on it finds, before it stores, that it was late."""
+        left = max(0.0, until - time.monotonic())
+        locked = await lock(
+            self._policy,
+            self._session.id,
+            self._key,
+            mode=self._mode,
+            timeout=left,
+            holder=self._holder,
+            lease=self._policy.lease,
+        )
+        await locked.hold.__aexit__(None, None, None)
+
+    def _held(self) -> list[HeldName]:
+        return [lock.held for lock in self._locks.values() if lock]
+
+    async def _check_locks(self) -> None:
+        try:
+            for held in self._held():
+                await held.check()
+        except LockLostError:
+            self._policy.observer.note(LeaseLost(self._holder))
             raise
 
-    async def __aexit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
-    ) -> None:
-        try:
-            await super().__aexit__(kind, error, traceback)
-        finally:
-            await self._give_back(list(self._locks))
+    async def renew(self, lease: float | None) -> None:
+        async with self._busy:
+            self._session.check_writable()
+            self._lease = self._lease if lease is None else lease
+            for held in self._held():
+                await held.renew(self._lease)
 
     async def release(self, variables: Collection[str] = ()) -> None:
         """Commit, and give back the locks of these variables, or of all."""
         try:
             await (self.save() if variables else super().release())
         finally:
-            await self._give_back(variables or list(self._locks))
+            await self._drop(variables or list(self._locks))
 
     async def rollback(self) -> None:
         """Drop what was not committed, and give back all locks."""
         try:
             await super().rollback()
         finally:
-            await self._give_back(list(self._locks))
+            await self._drop(list(self._locks))
+
+    async def _leave(self) -> None:
+        try:
+            await super()._leave()
+        finally:
+            await self._drop(list(self._locks))
+
+    async def _drop(self, variables: Collection[str]) -> None:
+        """Give variables back; they can't be changed any more."""
+        try:
+            await self._give_back(variables)
+        finally:
+            for variable in variables:
+                self._locks.pop(variable, None)
 
     async def _give_back(self, variables: Collection[str]) -> None:
         async with AsyncExitStack() as stack:  # each is given back, whatever becomes of the others
             for variable in variables:
-                lock = self._locks.pop(variable, None)
+                lock = self._locks.get(variable)
                 if lock is not None:
-                    stack.push_async_exit(lock)
+                    self._note_if_long(lock.held)
+                    self._locks[variable] = None
+                    stack.push_async_exit(lock.hold)

@@ -13,7 +13,7 @@ from typing import Any, Final
 
 import pytest
 
-from asyncsess.backends.base import Backend, Held, Record
+from asyncsess.backends.base import Backend, Found, Held, HeldName, Record
 from asyncsess.errors import DeadlockError, Holder, LockLostError, LockTimeoutError, StoreError
 from asyncsess.expiry import Expiry
 from asyncsess.testing.clock import until
@@ -38,7 +38,7 @@ def hold(
 
 def hold_name(
     backend: Backend, name: str, *, key: str = KEY, timeout: float = 30.0
-) -> AbstractAsyncContextManager[None]:
+) -> AbstractAsyncContextManager[HeldName]:
     """Hold a name as the contract does."""
     return backend.hold_name(key, name, timeout=timeout, holder=_holder("the holder"))
 
@@ -118,17 +118,17 @@ class BackendContract:
 
     async def test_a_holder_excludes_all_others_of_the_same_key(self, backend: Backend, other: Backend) -> None:
         await put(backend)
-        seen: list[Record | None] = []
+        seen: list[Found] = []
         async with asyncio.TaskGroup() as tasks, hold(backend) as held, hold(other, OTHER_KEY, create=True):
             for handle in (backend, other):
                 tasks.create_task(_look(handle, seen))
             await until(lambda: _waiting(backend, other) == 2)
             await held.commit(b"mine", now=NOW + 1)
             assert seen == []
-        assert [record and record.payload for record in seen] == [b"mine"] * 2
+        assert [isinstance(record, Record) and record.payload for record in seen] == [b"mine"] * 2
 
     async def test_only_a_commit_leaves_something_under_a_new_key(self, backend: Backend, other: Backend) -> None:
-        seen: list[Record | None] = []
+        seen: list[Found] = []
         async with asyncio.TaskGroup() as tasks, hold(backend, create=True) as held:
             tasks.create_task(_look(other, seen, create=True))
             await until(lambda: _waiting(backend, other) == 1)
@@ -142,7 +142,7 @@ class BackendContract:
 
     async def test_waiters_of_a_deleted_record_find_none(self, backend: Backend, other: Backend) -> None:
         await put(backend)
-        seen: list[Record | None] = []
+        seen: list[Found] = []
         async with hold(backend) as held:
             async with asyncio.TaskGroup() as tasks:
                 tasks.create_task(_look(backend, seen))
@@ -173,7 +173,7 @@ class BackendContract:
             await held.commit(b"still mine", now=NOW)
 
     async def test_cancelled_waiters_leave_the_queue_intact(self, backend: Backend) -> None:
-        seen: list[Record | None] = []
+        seen: list[Found] = []
         async with hold(backend, create=True) as held:
             waiters = [asyncio.create_task(_look(backend, seen, create=True)) for _ in range(4)]
             await until(lambda: backend.statistics().waiting == 4)
@@ -379,7 +379,7 @@ class BackendContract:
         assert await backend.read(KEY) == Record(b"+" * 180, 180, NOW, NOW)
 
 
-async def _look(backend: Backend, seen: list[Record | None], *, create: bool = False, timeout: float = 30.0) -> None:
+async def _look(backend: Backend, seen: list[Found], *, create: bool = False, timeout: float = 30.0) -> None:
     async with hold(backend, timeout=timeout, create=create) as held:
         seen.append(held.record)
 
@@ -395,7 +395,7 @@ def _waiting(backend: Backend, other: Backend) -> int:
 async def _append(backend: Backend, text: bytes, times: int = 1) -> None:
     for _ in range(times):
         async with hold(backend, create=True) as held:
-            before = held.record.payload if held.record else b""
+            before = held.record.payload if isinstance(held.record, Record) else b""
             await asyncio.sleep(0)
             await held.commit(before + text, now=NOW)
 

@@ -102,9 +102,7 @@ OPERATIONS = {
     "change in place": Operation(_change(CHANGED), _PREPARED, {ID: CHANGED, FRESH_ID: None}),
     "grow": Operation(_change(GROWN), _PREPARED, {ID: GROWN, FRESH_ID: None}),
     "shrink": Operation(_change(SMALL), {ID: LARGE, FRESH_ID: None}, _PREPARED),
-    "regenerate": Operation(
-        _regenerate, _PREPARED, {ID: None, FRESH_ID: SMALL}, halfway=({ID: SMALL, FRESH_ID: SMALL},)
-    ),
+    "regenerate": Operation(_regenerate, _PREPARED, {ID: SMALL, FRESH_ID: SMALL}),
     "destroy": Operation(_destroy, _PREPARED, {ID: None, FRESH_ID: None}),
     "save twice": Operation(
         _save_twice, _PREPARED, {ID: CHANGED.upper(), FRESH_ID: None}, halfway=({ID: CHANGED, FRESH_ID: None},)
@@ -156,10 +154,15 @@ def session_files_in(directory: Path) -> list[Path]:
     return [directory / name for name in files_in(directory) if SESSION_FILE.fullmatch(name)]
 
 
-async def litter_in(directory: Path) -> list[str]:
-    """Return the files that a fault left behind for good: those that a sweep a little later does not remove."""
+async def sweep_later(directory: Path) -> None:
+    """Sweep as two minutes later, when no tombstone of a destroyed session stands any more."""
     async with store_at(directory, clock=lambda: time.time() + 120) as store:
         await store.delete_expired()
+
+
+async def litter_in(directory: Path) -> list[str]:
+    """Return the files that a fault left behind for good: those that a sweep a little later does not remove."""
+    await sweep_later(directory)
     names = files_in(directory)
     sessions = [name for name in names if SESSION_FILE.fullmatch(name)]
     alive = [value for value in (await state_of(directory)).values() if value]
@@ -174,6 +177,8 @@ async def locked_in(directory: Path) -> list[str]:
             try:
                 async with store.open(session_id, create=True):
                     pass
+            except SessionNotFoundError:  # it was destroyed, and stays so; but it is not locked
+                continue
             except SessionError as error:
                 locked.append(f"{session_id}: {error}")
     return locked

@@ -111,11 +111,15 @@ async def _operate(store: FileStore, order: dict[str, Any]) -> None:
 
 
 async def _is_usable(store: FileStore) -> bool | str:
+    from asyncsess import SessionNotFoundError
+
     from .operations import ID
 
     try:
         async with store.open(ID, create=True):
             return True
+    except SessionNotFoundError:  # it was destroyed, and stays so
+        return True
     except Exception as error:
         return repr(error)
 

@@ -14,7 +14,7 @@ import pytest
 from asyncsess import SessionNotFoundError, StoreError
 
 from .needs import NOBODY, need_root, unprivileged
-from .operations import session_files_in, store_at
+from .operations import session_files_in, store_at, sweep_later
 
 
 @pytest.fixture
@@ -213,6 +213,7 @@ async def test_a_holder_whose_directory_was_deleted_is_told(tmp_path: Path) -> N
 async def test_a_store_goes_on_after_a_cleaner_removed_its_empty_directories(tmp_path: Path) -> None:
     async with store_at(tmp_path) as store:
         await store.destroy(await store.create({}))
+        await sweep_later(tmp_path)
         for name in os.listdir(tmp_path):
             os.rmdir(tmp_path / name)
 

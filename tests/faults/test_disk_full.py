@@ -19,7 +19,7 @@ from asyncsess import FileStore, SessionNotFoundError, StoreError
 from asyncsess.testing import FakeClock
 
 from .needs import mounted, need, need_root, remount
-from .operations import GROWN, files_in, store_at
+from .operations import GROWN, files_in, store_at, sweep_later
 
 KILOBYTE = 1024
 
@@ -161,6 +161,7 @@ async def test_without_inodes_what_needs_none_goes_on_and_the_rest_is_refused(di
         await _set(store, ids[0], "new")
         assert [await _value(store, session_id) for session_id in ids] == ["new", "old", "old"]
         assert await store.destroy(ids[2])
+        await sweep_later(directory)
         await _set(store, ids[0], GROWN)  # the inode that was given back suffices
 
         for path in fillers:

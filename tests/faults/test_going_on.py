@@ -19,12 +19,12 @@ from .operations import GROWN, LARGE, files_in, store_at
 
 
 @contextmanager
-def failing_once(name: str, *, is_done: bool = False) -> Iterator[None]:
-    """Let the next call of a function of ``os`` fail; ``is_done``: after it has done what it was to do."""
+def failing_once(name: str, *, after: int = 0, is_done: bool = False) -> Iterator[None]:
+    """Let the call of a function of ``os`` fail that follows on some; ``is_done``: after it did what it was to do."""
     call, calls = getattr(os, name), count()
 
     def failing(*args: Any, **kwargs: Any) -> Any:
-        is_next = not next(calls)
+        is_next = next(calls) == after
         result = call(*args, **kwargs) if is_done or not is_next else None
         if is_next:
             raise OSError(errno.EIO, os.strerror(errno.EIO))
@@ -106,14 +106,18 @@ async def test_a_write_that_fails_in_the_middle_leaves_readers_the_old_value(
         assert await _value(store, session_id) == GROWN.upper()
 
 
-@pytest.mark.parametrize("call", ["unlink", "rename", "pwrite", "open"])
+@pytest.mark.parametrize(
+    ("call", "after"),
+    [("rename", 0), ("pwrite", 0), ("open", 0), ("pwrite", 3)],
+    ids=["no name", "no content", "no file", "no tombstone"],
+)
 async def test_after_a_failed_change_of_id_the_session_is_stored_under_the_id_it_had(
-    call: str, directory: Path
+    call: str, after: int, directory: Path
 ) -> None:
     async with store_at(directory) as store:
         session_id = await store.create({"value": "old"})
         async with store.open(session_id) as session:
-            with failing_once(call), pytest.raises(StoreError):
+            with failing_once(call, after=after), pytest.raises(StoreError):
                 await session.regenerate_id()
             session["value"] = "saved"
             await session.save()

@@ -85,7 +85,6 @@ async def test_without_descriptors_what_needs_one_is_refused_and_leaves_nothing(
                 for refused in (
                     opened[0].save(),
                     opened[0].regenerate_id(),
-                    opened[0].destroy(),
                     store.create({}),
                     store.destroy(ids[-1]),
                     store.delete_expired(),
@@ -98,6 +97,7 @@ async def test_without_descriptors_what_needs_one_is_refused_and_leaves_nothing(
 
                 await opened[1].release()
                 await opened[2].release()
+                await opened[3].destroy()
                 assert files_in(directory) == files
                 await opened[0].save()  # there is room for the new file, and for its directory
             async with store.open(ids[0], readonly=True) as session:

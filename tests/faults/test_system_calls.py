@@ -79,7 +79,7 @@ async def test_after_a_failed_fdatasync_nothing_is_tried_again_on_that_descripto
 
 
 @met_with("error=EIO")
-@pytest.mark.parametrize("name", ["create", "grow", "destroy"])
+@pytest.mark.parametrize("name", ["create", "grow"])
 async def test_when_the_directory_can_not_be_synced_the_commit_is_unknown(
     injection: Injection, name: str, workspace: Path
 ) -> None:
@@ -87,6 +87,13 @@ async def test_when_the_directory_can_not_be_synced_the_commit_is_unknown(
     syncs = (await trials.run()).calls()["fsync"]
 
     outcome = await trials.run("fsync", syncs)
+
+    assert outcome.kind == "CommitUnknownError"
+
+
+@met_with("error=EIO")
+async def test_when_a_tombstone_can_not_be_synced_the_end_is_unknown(injection: Injection, workspace: Path) -> None:
+    outcome = await Trials(injection, "destroy", "power", workspace).run("fdatasync", 1)
 
     assert outcome.kind == "CommitUnknownError"
 

@@ -9,13 +9,13 @@ from contextlib import closing
 from datetime import UTC, datetime
 from typing import Final, Literal
 
-from asyncsess.backends.base import BackendStatistics, Record
+from asyncsess.backends.base import BackendStatistics, Found, Record
 from asyncsess.backends.file.directory import SHARDS, Directory
 from asyncsess.backends.file.files import Files, UnsettledError
 from asyncsess.backends.file.held import FileHeld
 from asyncsess.backends.file.io import IO, IOMode
 from asyncsess.backends.file.lock import DirectoryLock
-from asyncsess.backends.file.name_lock import NameHold
+from asyncsess.backends.file.name_lock import NameLock
 from asyncsess.backends.file.sweep import Sweep, keys_in
 from asyncsess.backends.turns import Turns
 from asyncsess.errors import Holder
@@ -65,7 +65,7 @@ class FileBackend:
         self._directory.close()
         self._io.close()
 
-    async def read(self, key: str) -> Record | None:
+    async def read(self, key: str) -> Found:
         if not self._directory.is_open:
             await self._files.ready()
         try:
@@ -85,8 +85,8 @@ class FileBackend:
         first = Record(payload, 1, created_at, now)
         return FileHeld(self._files, self._turns, key, timeout=0.0, lease=lease, holder=holder, first=first)
 
-    def hold_name(self, key: str, name: str, *, timeout: float, holder: Holder) -> NameHold:
-        return NameHold(self._files, self._turns, key, name, timeout=timeout, holder=holder)
+    def hold_name(self, key: str, name: str, *, timeout: float, holder: Holder, lease: float = math.inf) -> NameLock:
+        return NameLock(self._files, self._turns, key, name, timeout=timeout, lease=lease, holder=holder)
 
     async def touch(self, key: str, *, now: float) -> None:
         await self._files.ready()

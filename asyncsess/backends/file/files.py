@@ -11,7 +11,7 @@ from collections.abc import AsyncGenerator, Generator
 from contextlib import asynccontextmanager, closing, contextmanager
 from typing import Final, Protocol
 
-from asyncsess.backends.base import Record
+from asyncsess.backends.base import Found, Record, Tombstone
 from asyncsess.backends.file import layout
 from asyncsess.backends.file.directory import (
     Directory,
@@ -24,7 +24,7 @@ from asyncsess.backends.file.directory import (
 from asyncsess.backends.file.io import IO
 from asyncsess.backends.file.layout import DamagedError, NewerFormatError, Snapshot
 from asyncsess.backends.file.lock import DirectoryLock, FileLock, NewFile, open_file, refuse_foreign
-from asyncsess.errors import CommitUnknownError, LockLostError, LockTimeoutError, StoreError
+from asyncsess.errors import CommitUnknownError, Holder, LockLostError, LockTimeoutError, StoreError
 
 logger = logging.getLogger("asyncsess")
 
@@ -33,6 +33,9 @@ _READ_AT_ONCE: Final = 65536
 _READS_BEFORE_LOCKING: Final = 16
 _NAMING_TIMEOUT: Final = 10.0
 _RESTORATIONS: Final = 3
+# The lock of a directory is held for a few system calls.
+_TRIES: Final = 20
+_BETWEEN_TRIES: Final = 0.0001
 
 
 class UnsettledError(Exception):
@@ -78,7 +81,7 @@ class Files:
         if not self.directory.is_open and not self.directory.was_closed:
             await self.io.run(self.directory.open)
 
-    def read(self, key: str) -> Record | None:
+    def read(self, key: str) -> Found:
         """Read the newest version without a lock. Blocks.
 
         If the slot that is not the newest is torn, a commit may be under way, and may have ended before this read
@@ -118,6 +121,17 @@ class Files:
         finally:
             os.close(fd)
 
+    def holder(self, name: str) -> Holder | None:
+        """Return who holds a file, as it says itself; None if nobody ever did. Blocks."""
+        try:
+            fd = open_file(name, os.O_RDONLY, self.directory.fd)
+        except (FileNotFoundError, StoreError):
+            return None
+        try:
+            return layout.decode_holder(os.pread(fd, layout.HOLDER_LENGTH, layout.MARK_AT))
+        finally:
+            os.close(fd)
+
     def touch(self, key: str, now: float) -> None:
         """Set the time of last use, never backwards. Blocks.
 
@@ -128,9 +142,9 @@ class Files:
                 if not file.try_lock() or not file.leads_here():
                     return
                 snapshot = decode(read_all(file.fd, file.status.st_size), key)
-                if snapshot.version and snapshot.accessed_at < now:
+                if isinstance(record_of(snapshot), Record) and snapshot.accessed_at < now:
                     file.touch(now)
-                    os.utime(file.fd, (snapshot.created_at, now))
+                    os.utime(file.fd, times_of(snapshot._replace(accessed_at=now)))
         except (FileNotFoundError, DamagedError):  # deleted meanwhile; or the next opener will tell
             return
 
@@ -165,14 +179,15 @@ class Files:
             make_directory(shard, self.directory.fd)
             return DirectoryLock(shard, self.directory.fd)
 
-    def make(self, content: bytes, claim: bytes, note: bytes, times: tuple[float, float]) -> NewFile:
+    def make(self, content: bytes, claim: bytes, note: bytes, times: tuple[float, float] | None) -> NewFile:
         """Write a new file, locked, that has no session's name yet. Blocks."""
         file = self._new_file()
         try:
             file.write(content, 0)
             file.write(claim, layout.MARK_AT)
             file.write(note, layout.NOTE_AT)
-            os.utime(file.fd, times)
+            if times:
+                os.utime(file.fd, times)
             if self.is_durable:
                 os.fdatasync(file.fd)
         except BaseException:
@@ -223,6 +238,35 @@ class Files:
             self._sync_names(key)
         elif exists(name_of(key), self.directory.fd):
             raise LockLostError("the session's file was replaced; nothing was deleted")
+
+    def delete_unless_needed(self, file: FileLock, key: str) -> None:
+        """Close the file of a name, which nobody needs who does not have it open; delete it unless somebody waits.
+
+        Who waits and gives up takes its word back, and then deletes it unless somebody holds it. Blocks.
+        """
+        if not file.is_ours:
+            return
+        try:
+            if file.is_unneeded():
+                self.delete_alone(file, key)
+        except (OSError, StoreError) as error:
+            reason = error.strerror if isinstance(error, OSError) else str(error)
+            logger.warning("the file of a lock stays until the next sweep: %s", reason)
+        finally:
+            now = time.time()
+            file.close((now, now), are_set=True)
+
+    def delete_alone(self, file: FileLock, key: str) -> None:
+        """Delete a file if its name leads to it, while nobody takes over from it."""
+        for _ in range(_TRIES):
+            shard = self.lock_shard(key[:2])
+            if shard is not None:
+                with closing(shard):
+                    if file.leads_here():
+                        os.unlink(file.name, dir_fd=self.directory.fd)
+                return
+            time.sleep(_BETWEEN_TRIES)
+        logger.info("the file of a lock stays until the next sweep, since others use its directory")
 
     def delete_placeholder(self, file: FileLock, key: str) -> None:
         """Delete a locked placeholder; the sweeper does it if this can't be done now. Blocks."""
@@ -281,11 +325,20 @@ def decode(data: bytes, key: str) -> Snapshot:
         raise StoreError(f"a newer asyncsess wrote this session: {error}; upgrade asyncsess here") from error
 
 
-def record_of(snapshot: Snapshot) -> Record | None:
-    """Return the record in a file; None for a placeholder."""
+def record_of(snapshot: Snapshot) -> Found:
+    """Return the record or the tombstone in a file; None for a placeholder."""
     if not snapshot.version:
         return None
+    if snapshot.version >= layout.TOMBSTONE:
+        return Tombstone(snapshot.payload, snapshot.accessed_at)
     return Record(snapshot.payload, snapshot.version, snapshot.created_at, snapshot.accessed_at)
+
+
+def times_of(snapshot: Snapshot) -> tuple[float, float] | None:
+    """Return the times of access and modification by which a sweep knows a file; None for a placeholder."""
+    if not snapshot.version:
+        return None
+    return 0.0 if snapshot.version >= layout.TOMBSTONE else snapshot.created_at, snapshot.accessed_at
 
 
 def exists(name: str, root_fd: int) -> bool:

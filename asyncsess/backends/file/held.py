@@ -6,17 +6,16 @@ import logging
 import os
 import time
 from contextlib import suppress
-from types import TracebackType
 from typing import Final
 
-from asyncsess.backends.base import Record
+from asyncsess.backends.base import Found, Record, Tombstone
 from asyncsess.backends.file import layout
-from asyncsess.backends.file.acquisition import NOT_HELD, Acquisition
+from asyncsess.backends.file.acquisition import NOT_HELD
 from asyncsess.backends.file.files import record_of
 from asyncsess.backends.file.layout import Snapshot
 from asyncsess.backends.file.lock import FileLock
-from asyncsess.backends.file.waiting import Patience
-from asyncsess.errors import CommitUnknownError, LockLostError
+from asyncsess.backends.file.session_lock import SessionLock
+from asyncsess.errors import CommitUnknownError, LockLostError, StoreError
 
 logger = logging.getLogger("asyncsess")
 
@@ -24,35 +23,11 @@ _SAME_TIME: Final = 0.1
 _REPLACED: Final = "the session was taken over, or its file was replaced or deleted; nothing was stored"
 
 
-class FileHeld(Acquisition):
+class FileHeld(SessionLock):
     """The exclusive right to one session file: `Held` of `asyncsess.backends.base`."""
 
-    async def __aenter__(self) -> FileHeld:
-        patience = Patience(self._timeout)
-        if not self._files.directory.is_open:
-            await self._files.ready()
-        self._turn = await self._turns.take(self._key, timeout=self._timeout, holder=self._holder)
-        self._files.holders.add(self)
-        try:
-            if self._first is None:
-                await self._acquire(patience)
-            else:
-                await self._store_anew(self._first)
-        except BaseException:
-            self.lose()
-            raise
-        return self
-
-    async def __aexit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
-        self.lose()
-
     @property
-    def record(self) -> Record | None:
+    def record(self) -> Found:
         if self._snapshot is None:
             return None
         return record_of(self._snapshot)
@@ -61,43 +36,54 @@ class FileHeld(Acquisition):
         self._check_held()
         if self._is_doubtful:
             raise CommitUnknownError("an earlier commit of this holder failed to reach the disk; open the session anew")
-        if self._fits(len(payload)):
-            record, is_sure = await self._files.write(self._overwrite, payload, now)
-            if not is_sure:
-                async with self._files.naming(self._key):
-                    await self._files.write(self._confirm, record)
-            return record
-        version, created_at = (before.version + 1, before.created_at) if (before := self.record) else (1, now)
-        record = Record(payload, version, created_at, now)
-        await self._store_anew(record)
+        before = self._snapshot
+        if before is None or not before.version:
+            record = Record(payload, 1, now, now)
+        elif before.version < layout.TOMBSTONE:
+            record = Record(payload, before.version + 1, before.created_at, now)
+        else:
+            raise StoreError("a session that was deleted can't be changed")
+        await self._store(record)
         return record
 
-    async def delete(self) -> None:
+    async def _store(self, record: Record) -> None:
+        if not self._fits(record):
+            await self._store_anew(record)
+        elif not await self._files.write(self._overwrite, record):
+            async with self._files.naming(self._key):
+                await self._files.write(self._confirm, record)
+
+    async def delete(self, tombstone: Tombstone | None = None) -> None:
         self._check_held()
-        if self._file is not None:
+        before = self._snapshot
+        if tombstone and before and 0 < before.version < layout.TOMBSTONE:
+            version = before.version + 1 | layout.TOMBSTONE
+            await self._store(Record(tombstone.note, version, before.created_at, tombstone.until))
+            await self._files.io.run(self._erase)
+        elif self._file is not None:
             async with self._files.naming(self._key):
                 await self._files.write(self._files.delete, self._file, self._key)
         self.lose()
 
+    def _erase(self) -> None:
+        """Write zeros over the values of a deleted session."""
+        file, now = self._file, self._snapshot
+        if file is None or now is None:
+            return
+        try:
+            for offset, length in layout.unused(now):
+                file.write(bytes(length), offset)
+        except OSError as error:
+            logger.warning("what a deleted session held stays on the disk until a sweep: %s", error.strerror)
+
     async def release(self, *, now: float) -> None:
         before = self._snapshot
-        if self._file and before and before.version:
+        if self._file and before and 0 < before.version < layout.TOMBSTONE:
             if now - before.accessed_at > _SAME_TIME:  # else the commit has noted it
                 self._touch(self._file, now)
             # Writing has set the file's time, by the system's clock; the store's may be another.
             self._close((before.created_at, now), are_set=abs(time.time() - now) < _SAME_TIME)
         self.lose()
-
-    async def renew(self, lease: float) -> None:
-        self._check_held()
-        self._length = lease
-        async with self._files.naming(self._key):
-            await self._files.write(self._renew)
-
-    def _renew(self) -> None:
-        if self._file is None or not self._file.leads_here():
-            raise LockLostError(_REPLACED)
-        self._begin(self._file)
 
     def _touch(self, file: FileLock, now: float) -> None:
         try:
@@ -105,17 +91,20 @@ class FileHeld(Acquisition):
         except OSError as error:  # what was to be stored has been
             logger.warning("that a session was used could not be recorded: %s", error.strerror)
 
-    def _fits(self, length: int) -> bool:
-        """Tell whether the next version can be written over the older slot."""
+    def _fits(self, record: Record) -> bool:
+        """Tell whether the next version can be written over the older slot; a tombstone can, also on a full disk."""
         before = self._snapshot
-        return before is not None and not before.is_doubtful and layout.fits(length, before.slot_size)
+        if before is None or before.is_doubtful:
+            return False
+        return record.version >= layout.TOMBSTONE or layout.fits(len(record.payload), before.slot_size)
 
-    def _overwrite(self, payload: bytes, now: float) -> tuple[Record, bool]:
-        """Write the next version over the older slot; tell also whether surely nobody took over meanwhile."""
+    def _overwrite(self, record: Record) -> bool:
+        """Write the next version over the older slot; tell whether surely nobody took over meanwhile."""
         file, before = self._file, self._snapshot
         if file is None or before is None:  # the store was closed meanwhile
             raise LockLostError(NOT_HELD)
-        slot, version = 1 - before.slot, before.version + 1
+        payload, version, created_at, now = record
+        slot = 1 - before.slot
         data = layout.encode_slot(self._key, version, now, payload)
         file.write(data, layout.slot_offset(slot, before.slot_size))
         try:
@@ -132,8 +121,8 @@ class FileHeld(Acquisition):
         is_sure = self._lease is not None and not self._lease.is_over
         if is_sure and not is_ours:
             raise LockLostError(_REPLACED)
-        self._snapshot = Snapshot(before.slot_size, before.created_at, now, version, payload, slot, True, False)
-        return Record(payload, version, before.created_at, now), is_sure
+        self._snapshot = Snapshot(before.slot_size, created_at, now, version, payload, slot, True, False)
+        return is_sure
 
     def _confirm(self, record: Record) -> None:
         """Find out what became of a version that was written after the lease was over."""
@@ -147,10 +136,3 @@ class FileHeld(Acquisition):
             raise CommitUnknownError("others took the session over one after the other while the commit was under way")
         if not note.token or note.version < record.version:
             raise LockLostError(_REPLACED)
-
-    async def _store_anew(self, record: Record) -> None:
-        """Store a version in a new file."""
-        payload, version, created_at, accessed_at = record
-        slot_size = layout.slot_size_for(len(payload))
-        content = layout.encode_file(self._key, slot_size, created_at, version, accessed_at, payload)
-        await self._publish(content, (created_at, accessed_at))

@@ -14,7 +14,8 @@ little-endian.
 
 Whoever meets a file of a newer format reads the first line of this and may set the mark: these stay where they are.
 
-A slot size of zero makes a placeholder: the file of a session that has been opened and not committed yet.
+A version with its highest bit set is a tombstone: committed last, at the time until which it stands, and followed by
+none. A slot size of zero makes a placeholder: the file of a session that has been opened and not committed yet.
 """
 
 from __future__ import annotations
@@ -31,6 +32,7 @@ TOUCHED_AT: Final = 32
 DOUBT_AT: Final = 48
 MARK_AT: Final = 64
 NOTE_AT: Final = 272
+TOMBSTONE: Final = 1 << 63
 _MAGIC: Final = b"asyncses"
 _FORMAT: Final = 1
 _PREAMBLE = struct.Struct("<8sHHI")
@@ -62,8 +64,8 @@ class Snapshot(NamedTuple):
     Attributes:
         slot_size: Bytes of one slot; 0 for a placeholder.
         created_at: When the session was created.
-        accessed_at: When it was last committed or touched.
-        version: The newest whole version; 0 for a placeholder.
+        accessed_at: When it was last committed or touched; of a tombstone, until when it stands.
+        version: The newest whole version; 0 for a placeholder, `TOMBSTONE` or more for a tombstone.
         payload: Its payload.
         slot: The slot it lies in, 0 or 1.
         is_settled: Whether it is known to be the newest. If not, the other slot is torn: it is being written
@@ -107,6 +109,13 @@ def encode_slot(key: str, version: int, committed_at: float, payload: bytes) -> 
     """Return the bytes to write at the beginning of a slot."""
     checked = _CHECKED.pack(len(payload), version, committed_at) + payload
     return crc32(checked, crc32(key.encode())).to_bytes(_SUM_LENGTH, "little") + checked
+
+
+def unused(snapshot: Snapshot) -> tuple[tuple[int, int], ...]:
+    """Return offset and length of what the slots of a file hold beside its newest version."""
+    size, used = snapshot.slot_size, _SLOT.size + len(snapshot.payload)
+    mine, other = slot_offset(snapshot.slot, size), slot_offset(1 - snapshot.slot, size)
+    return (mine + used, size - used), (other, size)
 
 
 def encode_file(

@@ -12,7 +12,6 @@ import logging
 import os
 import secrets
 import stat
-import time
 from contextlib import suppress
 from typing import Final
 
@@ -128,24 +127,11 @@ class FileLock:
         """Tell whether another process waits."""
         return _mark_in(self.fd) not in (0, _process.id)
 
-    def delete_unless_needed(self) -> None:
-        """Close a file that nobody needs who does not have it open, and delete it unless somebody waits for it.
-
-        Who waits and gives up takes its word back, and then deletes it unless somebody holds it.
-        """
-        if not self.is_ours:
-            return
-        try:
-            if not self._is_locked and _mark_in(self.fd) == _process.id:
-                self.write(layout.encode_mark(0), layout.MARK_AT)
-            if (self._is_locked or self.try_lock()) and not _mark_in(self.fd) and self.leads_here():
-                os.unlink(self.name, dir_fd=self._root_fd)
-        except (OSError, StoreError) as error:
-            reason = error.strerror if isinstance(error, OSError) else str(error)
-            logger.warning("the file of a lock stays until the next sweep: %s", reason)
-        finally:
-            now = time.time()
-            self.close((now, now), are_set=True)
+    def is_unneeded(self) -> bool:
+        """Lock the file if it is not, and tell whether nobody waits for it; a waiter that gives up no longer counts."""
+        if not self._is_locked and _mark_in(self.fd) == _process.id:
+            self.write(layout.encode_mark(0), layout.MARK_AT)
+        return (self._is_locked or self.try_lock()) and not _mark_in(self.fd)
 
     def holder(self) -> Holder | None:
         """Return who holds the lock, as it says itself."""

@@ -1,113 +1,75 @@
-"""`NameHold`: the lock of a name inside a session, such as one of its variables."""
+"""`NameLock`: the lock of a name inside a session, such as one of its variables."""
 
 from __future__ import annotations
 
-import asyncio
 import hashlib
+import logging
 import os
-from types import TracebackType
 
-from asyncsess.backends.file import layout
+from asyncsess.backends.file.acquisition import Acquisition
 from asyncsess.backends.file.directory import LOCKS
 from asyncsess.backends.file.files import Files
+from asyncsess.backends.file.layout import Claim
 from asyncsess.backends.file.lock import FileLock
-from asyncsess.backends.file.waiting import Outcome, Patience, wait_for
-from asyncsess.backends.turns import Turn, Turns
-from asyncsess.errors import Holder, StoreError
+from asyncsess.backends.file.waiting import Outcome
+from asyncsess.backends.turns import Turns
+from asyncsess.errors import Holder, LockLostError
+
+logger = logging.getLogger("asyncsess")
 
 
-class NameHold:
+class NameLock(Acquisition):
     """The exclusive right to a name, by the lock of a file that is there only while somebody needs it.
 
     Whoever is the last deletes the file, and whoever locks one that was deleted meanwhile begins again: else two could
-    hold the name, on two files.
+    hold the name, on two files. So a holder that is late loses the name when its file is deleted.
 
     Args:
-        files: The files of the store.
-        turns: The queues of this process.
-        key: The session.
-        name: What of it.
-        timeout: Seconds to wait.
-        holder: What to tell those who wait.
+        files, turns, key, timeout, lease, holder: As `Acquisition`.
+        name: What of the session.
+
+    Attributes:
+        was_late: Whether the name was taken from a holder that was late.
     """
 
-    def __init__(self, files: Files, turns: Turns, key: str, name: str, *, timeout: float, holder: Holder) -> None:
-        self._files = files
-        self._turns = turns
-        self._line = f"{key}:{name}"
-        self._path = f"{LOCKS}/{hashlib.sha256(self._line.encode()).hexdigest()}"
-        self._timeout = timeout
-        self._holder = holder
-        self._turn: Turn | None = None
-        self._file: FileLock | None = None
-
-    async def __aenter__(self) -> None:
-        patience = Patience(self._timeout)
-        await self._files.ready()
-        self._turn = await self._turns.take(self._line, timeout=self._timeout, holder=self._holder)
-        self._files.holders.add(self)
-        try:
-            await self._acquire(patience)
-        except BaseException:
-            self.lose()
-            raise
-
-    async def __aexit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
+    def __init__(
+        self, files: Files, turns: Turns, key: str, name: str, *, timeout: float, lease: float, holder: Holder
     ) -> None:
-        self.lose()
+        line = f"{key}:{name}"
+        path = f"{LOCKS}/{key[:2]}{hashlib.sha256(line.encode()).hexdigest()}"
+        super().__init__(files, turns, key, name=path, line=line, timeout=timeout, lease=lease, holder=holder)
+        self.was_late = False
 
-    async def _acquire(self, patience: Patience) -> None:
-        run = self._files.io.run
-        while True:
-            outcome = await run(self._open)
-            if outcome is not Outcome.HELD and outcome is not Outcome.REPLACED:
-                assert self._file is not None
-                is_polite = outcome is Outcome.OTHERS_WAIT
-                outcome = await wait_for(
-                    self._file, lambda: run(self._try), files=self._files, patience=patience, is_polite=is_polite
-                )
-            if outcome is Outcome.HELD:
-                return
-            patience.left(None)
-            await asyncio.sleep(0)
+    async def check(self) -> None:
+        self._check_held()
+        await self._files.io.run(self._check)
+
+    def _check(self) -> None:
+        if self._file is None or not self._file.leads_here():
+            raise LockLostError("a variable was taken over, or its lock was deleted; nothing was stored")
 
     def _open(self) -> Outcome:
         directory = self._files.directory
         try:
-            self._file = FileLock(self._path, directory.fd, os.O_CREAT)
+            self._file = FileLock(self._name, directory.fd, os.O_CREAT)
         except FileNotFoundError:  # somebody deleted the directory
             directory.restore()
-            self._file = FileLock(self._path, directory.fd, os.O_CREAT)
-        if self._file.is_marked_by_others():
-            return Outcome.OTHERS_WAIT
-        return self._try()
+            self._file = FileLock(self._name, directory.fd, os.O_CREAT)
+        return self._try_first(self._file)
 
-    def _try(self) -> Outcome:
-        file = self._file
-        if file is None:  # taken away meanwhile
-            raise StoreError("the store was closed")
-        if not file.try_lock():
-            file.mark()
-            return Outcome.BUSY
-        if not file.leads_here():
-            file.close()
-            return Outcome.REPLACED
-        file.write(layout.encode_holder(self._holder, 0.0, 0), layout.MARK_AT)
-        return Outcome.HELD
+    def _inspect(self, file: FileLock) -> Claim | None:
+        return file.claim()
 
-    def lose(self) -> None:
-        """Give the name back, without a word to the event loop."""
-        if self._turn is None:
-            return
-        self._files.holders.discard(self)
+    def _replace(self, late: FileLock) -> Outcome:
+        logger.warning("a variable was taken over, since the lease was over of %s", late.holder())
+        os.unlink(self._name, dir_fd=self._files.directory.fd)
+        self.was_late = True
+        return self._replaced()
+
+    async def _do_without(self) -> bool:
+        return False
+
+    def _give_up(self) -> None:
         file, self._file = self._file, None
-        try:
-            if file:
-                file.delete_unless_needed()
-        finally:
-            turn, self._turn = self._turn, None
-            self._turns.give_back(turn)
+        if file:
+            self._files.delete_unless_needed(file, self._key)

@@ -1,7 +1,8 @@
 """The sweep: delete what has expired, and what killed processes left behind.
 
-Whoever releases a session sets its file's times of access and modification to those of its creation and last use, so
-whether it may have expired shows without opening it. Whether it really has is judged by its content, under its lock.
+Whoever releases a session sets its file's times of access and modification to those of its creation and last use, or
+for a tombstone to zero and the time until which it stands. So whether it may be over shows without opening it; whether
+it really is is judged by its content, under its lock.
 """
 
 from __future__ import annotations
@@ -12,9 +13,10 @@ from collections.abc import Callable, Iterator
 from contextlib import closing, suppress
 from typing import Final, ParamSpec
 
+from asyncsess.backends.base import Record
 from asyncsess.backends.file import layout
 from asyncsess.backends.file.directory import LOCKS, SHARDS, TMP, key_of_name, list_directory, name_of
-from asyncsess.backends.file.files import Files, decode, read_all
+from asyncsess.backends.file.files import Files, decode, read_all, record_of
 from asyncsess.backends.file.layout import DamagedError
 from asyncsess.backends.file.lock import FileLock
 from asyncsess.errors import SessionError
@@ -86,16 +88,25 @@ class Sweep:
             return
         name = f"{directory}/{entry.name}"
         with closing(FileLock(name, self._files.directory.fd)) as file:
-            if file.try_lock() and file.leads_here():
+            if not file.try_lock():
+                return
+            if directory == LOCKS:
+                self._files.delete_alone(file, entry.name)
+            elif file.leads_here():
                 os.unlink(name, dir_fd=self._files.directory.fd)
 
     def _look_at_session(self, entry: os.DirEntry[str], key: str | None, candidates: list[str]) -> None:
-        """Note a session that seems to have expired, or was never committed."""
+        """Note a session that seems to have expired or was never committed, or a tombstone that has had its time."""
         if key is None:
             return
         status = entry.stat(follow_symlinks=False)
-        is_leftover = status.st_size == _PLACEHOLDER_SIZE and status.st_mtime < self._now - _LEFTOVER_AGE
-        if is_leftover or self._expiry.is_over(status.st_atime, status.st_mtime, self._now):
+        if status.st_size == _PLACEHOLDER_SIZE:
+            is_over = status.st_mtime < self._now - _LEFTOVER_AGE
+        elif not status.st_atime:
+            is_over = status.st_mtime <= self._now
+        else:
+            is_over = self._expiry.is_over(status.st_atime, status.st_mtime, self._now)
+        if is_over:
             candidates.append(key)
 
     def _delete_those_over(self, shard: str, keys: list[str]) -> None:
@@ -116,19 +127,24 @@ class Sweep:
             except DamagedError as error:
                 self._files.quarantine(file, key, error)
                 return
-            if not snapshot.version:
+            found = record_of(snapshot)
+            if isinstance(found, Record):
+                if self._expiry.is_over(found.created_at, found.accessed_at, self._now):
+                    self._files.delete(file, key)
+                    self.deleted += 1
+            elif found is None or found.until <= self._now:
                 self._files.delete(file, key)
-            elif self._expiry.is_over(snapshot.created_at, snapshot.accessed_at, self._now):
-                self._files.delete(file, key)
-                self.deleted += 1
 
 
 def keys_in(files: Files, shard: str) -> list[str]:
-    """Return the keys of the sessions in a shard, without those that were never committed. Blocks."""
+    """Return the keys of the sessions in a shard, neither those never committed nor those deleted. Blocks."""
     keys = []
     for entry in list_directory(shard, files.directory.fd):
         key = key_of_name(shard, entry.name)
         with suppress(FileNotFoundError):
-            if key and entry.stat(follow_symlinks=False).st_size != _PLACEHOLDER_SIZE:
+            if key is None:
+                continue
+            status = entry.stat(follow_symlinks=False)
+            if status.st_size != _PLACEHOLDER_SIZE and status.st_atime:
                 keys.append(key)
     return keys

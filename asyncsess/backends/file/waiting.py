@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import os
 import time
 from collections.abc import Awaitable, Callable
 from enum import Enum, auto
+from pathlib import Path
 from typing import Final
 
 from asyncsess.backends.file.files import Files
 from asyncsess.backends.file.lock import FileLock
 from asyncsess.backends.file.wakeup import running_bells
-from asyncsess.errors import LockTimeoutError
+from asyncsess.errors import Holder, HolderState, LockTimeoutError
 
 # How long to stand back for a process that said it waits; it is woken at once, if it still lives.
 _POLITE: Final = 0.005
@@ -38,6 +40,11 @@ class Patience:
     def __init__(self, timeout: float) -> None:
         self._timeout = timeout
         self._started = time.monotonic()
+        self.has_waited = False
+
+    def waited(self) -> float:
+        """Return the seconds until now."""
+        return time.monotonic() - self._started
 
     def left(self, file: FileLock | None) -> float:
         """Return the seconds that are left to wait for a file.
@@ -45,10 +52,29 @@ class Patience:
         Raises:
             LockTimeoutError: None are.
         """
-        waited = time.monotonic() - self._started
+        waited = self.waited()
         if waited >= self._timeout:
-            raise LockTimeoutError(waited, file.holder() if file else None)
+            raise timed_out(waited, file.holder() if file else None, ahead=1)
         return self._timeout - waited
+
+
+def timed_out(waited: float, holder: Holder | None, ahead: int) -> LockTimeoutError:
+    """Return the error of a wait for a holder that may be another process, with what the system says of that."""
+    return LockTimeoutError(waited, holder, ahead=ahead, state=state_of(holder.pid) if holder else None)
+
+
+def state_of(pid: int) -> HolderState | None:
+    """Tell what a process does, see proc_pid_stat(5); None where the system does not tell."""
+    if not os.path.isdir("/proc/self"):
+        return None
+    try:
+        status = Path(f"/proc/{pid}/stat").read_text(errors="replace")
+    except OSError:
+        return "gone"
+    letter = status.rpartition(")")[2].split()[0]  # the name before it may contain anything
+    if letter in "ZX":
+        return "gone"
+    return "stopped" if letter in "Tt" else "running"
 
 
 async def wait_for(
@@ -68,6 +94,7 @@ async def wait_for(
         patience: How long to wait.
         is_polite: Let others go first who said that they wait.
     """
+    patience.has_waited = True
     with files.waiter(), running_bells().watch(file.fd) as bell:
         if is_polite:
             await bell.wait(_POLITE)
