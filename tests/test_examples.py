@@ -46,8 +46,8 @@ def test_every_example_has_a_test():
 def test_quickstart_keeps_a_cart_until_the_logout(tmp_path):
     assert lines_of("quickstart.py", tmp_path) == [
         "ada has tea and milk in the cart",
-        "after the logout, there is no such session: it was destroyed, and so that no request in flight brings it back, "
-        "its id stays dead for 60 s more",
+        "after the logout, there is no such session: it was destroyed, and so that no request in flight brings it "
+        "back, its id stays dead for 60 s more",
     ]
 
 

@@ -94,12 +94,9 @@ class Acquisition:
     @property
     def is_contended(self) -> bool:
         """Whether anybody waits for this."""
-        if self._turn is None:
+        if self._turn is None or not self._turns.is_current(self._turn):
             return False
-        return self._turns.has_waiters(self._turn) or bool(self._file and self._file.is_marked_by_others())
-
-    def _is_held(self) -> bool:
-        return self._turn is not None and self._turns.is_current(self._turn)
+        return self._turns.has_waiters(self._turn) or bool(self._file and self._file.is_marked())
 
     def _check_held(self) -> None:
         if self._turn is None or not self._turns.is_current(self._turn):

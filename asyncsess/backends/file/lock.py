@@ -123,6 +123,10 @@ class FileLock:
         """Tell the holder that this process waits."""
         os.pwrite(self.fd, layout.encode_mark(_process.id), layout.MARK_AT)
 
+    def is_marked(self) -> bool:
+        """Tell whether anybody said that he waits, since the file was locked."""
+        return _mark_in(self.fd) != 0
+
     def is_marked_by_others(self) -> bool:
         """Tell whether another process waits."""
         return _mark_in(self.fd) not in (0, _process.id)
