@@ -21,11 +21,22 @@ class Opened:
 
     Attributes:
         mode: In which way.
-        waited: Seconds that others took to let go of it; 0 if it was free.
     """
 
     mode: Mode
-    waited: float
+
+
+@dataclass(frozen=True, slots=True)
+class Waited:
+    """A session or a variable was free after others had let go of it.
+
+    Attributes:
+        mode: In which way it was to be opened, or was opened that now commits.
+        seconds: How long that took.
+    """
+
+    mode: Mode
+    seconds: float
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,12 +44,12 @@ class TimedOut:
     """A session or a variable was not free in time; the block was not entered, or its changes were not stored.
 
     Attributes:
-        mode: In which way it was to be opened.
-        waited: Seconds.
+        mode: In which way it was to be opened, or was opened that was to commit.
+        seconds: How long it was waited for.
     """
 
     mode: Mode
-    waited: float
+    seconds: float
 
 
 @dataclass(frozen=True, slots=True)
@@ -114,7 +125,7 @@ class PredecessorUsed:
     successor_id: str = field(repr=False)
 
 
-Event = Opened | TimedOut | Committed | Conflicted | Retried | HeldLong | LeaseLost | PredecessorUsed
+Event = Opened | Waited | TimedOut | Committed | Conflicted | Retried | HeldLong | LeaseLost | PredecessorUsed
 
 
 class Hook(Protocol):

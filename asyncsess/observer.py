@@ -9,7 +9,19 @@ from dataclasses import asdict
 from typing import Final
 
 from asyncsess.backends.base import BackendStatistics
-from asyncsess.events import Committed, Conflicted, Event, HeldLong, Hook, LeaseLost, Mode, Opened, Retried, TimedOut
+from asyncsess.events import (
+    Committed,
+    Conflicted,
+    Event,
+    HeldLong,
+    Hook,
+    LeaseLost,
+    Mode,
+    Opened,
+    Retried,
+    TimedOut,
+    Waited,
+)
 from asyncsess.statistics import Statistics
 
 logger = logging.getLogger("asyncsess")
@@ -24,7 +36,7 @@ class Observer:
 
     Attributes:
         opened: How many sessions were opened in each way.
-        waits, wait_total, wait_longest: How many of these had to wait; and the seconds, of all and of the longest.
+        waits, wait_total, wait_longest: How often others were waited for; and the seconds, of all and of the longest.
         events: How many events of each other kind there were.
         merges, committed_bytes: Commits that took in what others had stored; and the bytes of all commits.
     """
@@ -41,15 +53,19 @@ class Observer:
         self.waits = self.merges = self.committed_bytes = 0
         self.wait_total = self.wait_longest = 0.0
 
-    def note_opened(self, mode: Mode, waited: float = 0.0) -> None:
-        """Note that a session was opened, after others had it for so many seconds."""
+    def note_opened(self, mode: Mode) -> None:
+        """Note that a session was opened."""
         self.opened[mode] += 1
-        if waited:
-            self.waits += 1
-            self.wait_total += waited
-            self.wait_longest = max(self.wait_longest, waited)
         if self._hooks:
-            self._tell(Opened(mode, waited))
+            self._tell(Opened(mode))
+
+    def note_waited(self, mode: Mode, seconds: float) -> None:
+        """Note for how long others were waited for."""
+        self.waits += 1
+        self.wait_total += seconds
+        self.wait_longest = max(self.wait_longest, seconds)
+        if self._hooks:
+            self._tell(Waited(mode, seconds))
 
     def note_committed(self, size: int, *, is_merged: bool = False) -> None:
         """Note that a payload of so many bytes was stored."""

@@ -17,7 +17,7 @@ class Statistics(BackendStatistics):
         open: Blocks that have a session open for writing, or wait for one.
         swept: Expired sessions that this store has deleted.
         opened: How often a session was opened in each way: exclusive, readonly, edit, synchronize, apply.
-        waits: How many of these had to wait for others.
+        waits: How often others were waited for, until they had let go of a session or a variable.
         wait_total: Seconds of all these waits together.
         wait_longest: Seconds of the longest.
         timeouts: Waits in vain, which are not among those above.

@@ -87,6 +87,12 @@ async def store(new_store: NewStore) -> AsyncIterator[SessionStore]:
         yield store
 
 
+async def stored(store: SessionStore, session_id: str) -> dict[str, Any]:
+    """Return what a session holds for everybody."""
+    async with store.open(session_id, readonly=True) as session:
+        return dict(session)
+
+
 class _Footprint(NamedTuple):
     descriptors: Counter[str]
     threads: set[threading.Thread]

@@ -27,14 +27,9 @@ from asyncsess import (
     update,
 )
 from asyncsess.testing import FakeClock
-from tests.conftest import NewStore
+from tests.conftest import NewStore, stored
 
 VALUES = {"hits": 1, "cart": {"items": ["tea"]}, "name": "Ada"}
-
-
-async def stored(store: SessionStore, session_id: str) -> dict[str, Any]:
-    async with store.open(session_id, readonly=True) as session:
-        return dict(session)
 
 
 async def version_of(store: SessionStore, session_id: str) -> int:

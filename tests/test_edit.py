@@ -24,14 +24,9 @@ from asyncsess import (
     rules,
 )
 from asyncsess.testing import FakeClock, until
-from tests.conftest import NewStore
+from tests.conftest import NewStore, stored
 
 VALUES = {"name": "Ada", "hits": 1, "cart": ["tea"], "user": {"id": 7, "roles": ["admin"]}}
-
-
-async def stored(store: SessionStore, session_id: str) -> dict[str, Any]:
-    async with store.open(session_id, readonly=True) as session:
-        return dict(session)
 
 
 async def version_of(store: SessionStore, session_id: str) -> int:

@@ -12,15 +12,10 @@ from typing import Any
 import pytest
 
 from asyncsess import LockLostError, LockTimeoutError, Session, SessionClosedError, SessionStore
-from tests.conftest import NewStore
+from tests.conftest import NewStore, stored
 
 LEASE = 0.02
 VALUES = {"n": 0, "by": "nobody"}
-
-
-async def stored(store: SessionStore, session_id: str) -> dict[str, Any]:
-    async with store.open(session_id, readonly=True) as session:
-        return dict(session)
 
 
 async def follow(store: SessionStore, session_id: str) -> None:

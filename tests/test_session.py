@@ -19,16 +19,11 @@ from asyncsess import (
     SessionStore,
 )
 from asyncsess.testing import FakeClock
-from tests.conftest import NewStore
+from tests.conftest import NewStore, stored
 
 VALUES = {"name": "Ada", "cart": ["tea"], "user": {"id": 7, "roles": ["admin"]}}
 Change = Callable[[Session], Any]
 Life = Callable[[Session], Any]
-
-
-async def stored(store: SessionStore, session_id: str) -> dict[str, Any]:
-    async with store.open(session_id, readonly=True) as session:
-        return dict(session)
 
 
 async def keys_of(store: SessionStore) -> list[str]:

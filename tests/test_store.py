@@ -24,14 +24,9 @@ from asyncsess import (
 )
 from asyncsess.ids import key_of
 from asyncsess.testing import FakeClock, until
-from tests.conftest import NewStore
+from tests.conftest import NewStore, stored
 
 UNKNOWN = "a-session-that-never-was"
-
-
-async def stored(store: SessionStore, session_id: str) -> dict[str, Any]:
-    async with store.open(session_id, readonly=True) as session:
-        return dict(session)
 
 
 async def keys_of(store: SessionStore) -> list[str]:

@@ -23,13 +23,9 @@ from asyncsess import (
     rules,
 )
 from asyncsess.testing import FakeClock, until
+from tests.conftest import stored
 
 VALUES = {"a": 1, "b": 1, "list": ["x"], "user": {"id": 7}}
-
-
-async def stored(store: SessionStore, session_id: str) -> dict[str, Any]:
-    async with store.open(session_id, readonly=True) as session:
-        return dict(session)
 
 
 async def test_others_change_other_variables_meanwhile(store: SessionStore) -> None:

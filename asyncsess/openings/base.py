@@ -165,6 +165,8 @@ async def lock(
             policy.observer.note(TimedOut(mode, error.waited))
             raise
         found = held.record
+        if held.waited:
+            policy.observer.note_waited(mode, held.waited)
         if not isinstance(found, Tombstone):
             return Locked(hold, held, session_id, key)
         try:

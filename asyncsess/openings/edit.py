@@ -54,17 +54,16 @@ class EditOpening(Block):
     async def __aenter__(self) -> Session:
         self._begin()
         try:
-            waited = await self._enter()
+            await self._enter()
         except BaseException:
             await self._leave()
             raise
-        self._policy.observer.note_opened(self._mode, waited)
+        self._policy.observer.note_opened(self._mode)
         return self._session
 
-    async def _enter(self) -> float:
-        """Read the session; return the seconds spent waiting for others."""
+    async def _enter(self) -> None:
+        """Read the session."""
         await self._load()
-        return 0.0
 
     async def _finish(self) -> None:
         await self._commit(State.CLOSED)

@@ -77,7 +77,7 @@ class ExclusiveOpening(Block):
         except BaseException:
             await self._leave()
             raise
-        self._policy.observer.note_opened(self._mode, self._held.waited if self._held else 0.0)
+        self._policy.observer.note_opened(self._mode)
         return self._session
 
     async def save(self) -> None:

@@ -52,20 +52,19 @@ class VariablesOpening(EditOpening):
         self._locks: dict[str, _Lock | None] = dict.fromkeys(sorted(set(variables)))
         self._session.lock(self._locks.keys())
 
-    async def _enter(self) -> float:
-        until, key, waited = time.monotonic() + self._timeout, "", 0.0
+    async def _enter(self) -> None:
+        until, key = time.monotonic() + self._timeout, ""
         while key != self._key:  # else the session has got another id meanwhile
             key = self._key
             await self._give_back(self._locks)
             for variable in self._locks:
-                waited += await self._lock(variable, until)
+                await self._lock(variable, until)
             if any(held.was_late for held in self._held()):
                 await self._let_commit(until)
             await self._load()
         self._since = time.monotonic()
-        return waited
 
-    async def _lock(self, variable: str, until: float) -> float:
+    async def _lock(self, variable: str, until: float) -> None:
         policy, left = self._policy, max(0.0, until - time.monotonic())
         hold = policy.backend.hold_name(self._key, variable, timeout=left, holder=self._holder, lease=self._lease)
         try:
@@ -74,7 +73,8 @@ class VariablesOpening(EditOpening):
             policy.observer.note(TimedOut(self._mode, error.waited))
             raise
         self._locks[variable] = _Lock(held, hold)
-        return held.waited
+        if held.waited:
+            policy.observer.note_waited(self._mode, held.waited)
 
     async def _let_commit(self, until: float) -> None:
         """Let a late holder end what it is storing: from here on it finds, before it stores, that it was late."""
