@@ -11,7 +11,8 @@ from typing import Any
 
 import pytest
 
-from asyncsess import LockLostError, LockTimeoutError, Session, SessionClosedError, SessionStore
+from asyncsess import LockLostError, LockTimeoutError, Session, SessionClosedError, SessionStore, rules
+from asyncsess.openings import VariablesOpening
 from tests.conftest import NewStore, stored
 
 LEASE = 0.02
@@ -163,6 +164,8 @@ async def test_a_lease_has_a_length(new_store: NewStore, store: SessionStore, le
     with pytest.raises(ValueError, match="lease must be greater than 0"):
         store.open(session_id, lease=lease)
     with pytest.raises(ValueError, match="lease must be greater than 0"):
+        store.synchronize(session_id, "n", lease=lease)
+    with pytest.raises(ValueError, match="lease must be greater than 0"):
         new_store(lease=lease)
     async with store.open(session_id) as session:
         with pytest.raises(ValueError, match="lease must be greater than 0"):
@@ -176,3 +179,96 @@ async def test_what_has_no_lock_needs_no_renewal(store: SessionStore) -> None:
             await session.renew()
         with pytest.raises(SessionClosedError):
             await session.renew()
+
+
+# Leases of variables.
+
+
+async def follow_variable(store: SessionStore, session_id: str) -> None:
+    async with store.synchronize(session_id, "n") as session:
+        session["n"] += 10
+
+
+@pytest.mark.parametrize("commit", [save, Session.release, Session.renew, leave])
+async def test_a_late_holder_of_a_variable_is_followed_and_commits_nothing_any_more(
+    store: SessionStore, another: SessionStore, commit: Callable[[Session], Awaitable[None]]
+) -> None:
+    session_id = await store.create(VALUES)
+    with pytest.raises(LockLostError):
+        async with store.synchronize(session_id, "n", "by", lease=LEASE, resolve=rules.ours) as session:
+            session["n"] += 1
+            await session.save()
+            session["n"] += 100
+            session["by"] = "the late one"
+            await asyncio.create_task(follow_variable(another, session_id))
+            await commit(session)
+    assert await stored(store, session_id) == {"n": 11, "by": "nobody"}
+    async with another.synchronize(session_id, "n", "by", timeout=1):
+        pass
+
+
+async def test_a_late_holder_may_commit_the_variables_that_it_has_given_back(
+    store: SessionStore, another: SessionStore
+) -> None:
+    session_id = await store.create(VALUES)
+    async with store.synchronize(session_id, "n", "by", lease=LEASE) as session:
+        session["n"] += 1
+        await session.release("n")
+        await asyncio.create_task(follow_variable(another, session_id))
+        session["by"] = "the late one"
+    assert await stored(store, session_id) == {"n": 11, "by": "the late one"}
+
+
+async def test_a_late_holder_of_a_variable_that_nobody_follows_goes_on(store: SessionStore) -> None:
+    session_id = await store.create(VALUES)
+    async with store.synchronize(session_id, "n", lease=LEASE) as session:
+        await asyncio.sleep(2 * LEASE)
+        session["n"] += 1
+    assert (await stored(store, session_id))["n"] == 1
+
+
+async def test_nobody_follows_a_variable_while_its_lease_is_renewed(store: SessionStore, another: SessionStore) -> None:
+    session_id = await store.create(VALUES)
+    async with store.synchronize(session_id, "n", lease=40 * LEASE) as session:
+        follower = asyncio.create_task(follow_variable(another, session_id))
+        for _ in range(3):
+            await asyncio.sleep(17 * LEASE)
+            await session.renew()
+        await session.renew(timedelta(hours=1))
+        session["n"] += 1
+        assert not follower.done()
+    await follower
+    assert (await stored(store, session_id))["n"] == 11
+
+
+async def test_who_follows_sees_what_the_late_holder_was_about_to_commit(
+    store: SessionStore, another: SessionStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It has made sure that the variable is its own, and has not yet stored: others must not begin before that."""
+    session_id = await store.create(VALUES)
+    followers: list[asyncio.Task[None]] = []
+    check = VariablesOpening._check_locks
+
+    async def check_and_be_late(self: VariablesOpening) -> None:
+        await check(self)
+        if not followers:
+            followers.append(asyncio.create_task(follow_variable(another, session_id)))
+            await asyncio.sleep(5 * LEASE)
+
+    monkeypatch.setattr(VariablesOpening, "_check_locks", check_and_be_late)
+    async with store.synchronize(session_id, "n", lease=LEASE) as session:
+        session["n"] += 1
+    await asyncio.gather(*followers)
+    assert (await stored(store, session_id))["n"] == 11
+
+
+async def test_a_variable_may_be_held_for_ever(store: SessionStore, another: SessionStore) -> None:
+    session_id = await store.create(VALUES)
+    async with store.synchronize(session_id, "n", lease=math.inf):
+        with pytest.raises(LockTimeoutError):
+            await asyncio.create_task(enter_variable(another, session_id, 5 * LEASE))
+
+
+async def enter_variable(store: SessionStore, session_id: str, timeout: float) -> None:
+    async with store.synchronize(session_id, "n", timeout=timeout):
+        pass

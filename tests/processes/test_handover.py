@@ -137,6 +137,25 @@ async def test_a_session_is_taken_over_from_a_holder_whose_lease_is_over(
         assert dict(session) == {"n": 2, "by": "the late one"}
 
 
+@pytest.mark.parametrize("is_stopped", [True, False], ids=["stopped", "hanging"])
+async def test_a_variable_is_taken_over_from_a_holder_whose_lease_is_over(
+    shared: FileStore, start: Callable[..., Worker], is_stopped: bool
+) -> None:
+    session_id = await shared.create({"n": 0})
+    late = start("hold_for_a_lease", session_id, 0.2, "by")
+    assert await asyncio.to_thread(late.says) == "holding"
+    if is_stopped:
+        late.send_signal(signal.SIGSTOP)
+    async with shared.synchronize(session_id, "by") as session:
+        assert session["by"] == "the late one"
+        late.send_signal(signal.SIGCONT)
+        late.tell("go on")
+        assert await asyncio.to_thread(late.says) == "lost"
+        session["by"] = "who followed"
+    async with shared.open(session_id, readonly=True) as session:
+        assert dict(session) == {"n": 0, "by": "who followed"}
+
+
 async def test_a_stopped_holder_keeps_the_session_while_its_lease_runs(
     shared: FileStore, start: Callable[..., Worker]
 ) -> None:

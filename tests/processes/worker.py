@@ -142,10 +142,16 @@ async def hold(store: FileStore, session_id: str) -> None:
 
 
 @role
-async def hold_for_a_lease(store: FileStore, session_id: str, lease: str) -> None:
-    """Hold the session, having committed once; when told to go on, commit again, and say what became of that."""
+async def hold_for_a_lease(store: FileStore, session_id: str, lease: str, *variables: str) -> None:
+    """Hold the session, or variables of it, having committed once; when told to, commit again, and say what became."""
+    length, resolve = float(lease), rules.ours
+    locked = (
+        (lambda: store.synchronize(session_id, *variables, lease=length, resolve=resolve))
+        if variables
+        else (lambda: store.open(session_id, lease=length))
+    )
     try:
-        async with store.open(session_id, lease=float(lease)) as session:
+        async with locked() as session:
             session["by"] = "the late one"
             await session.save()
             session["by"] = "the late one, again"
