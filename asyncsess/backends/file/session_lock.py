@@ -82,7 +82,8 @@ class SessionLock(Acquisition):
 
     def _replace(self, late: FileLock) -> Outcome:
         """Copy the session of a holder that is late into a file of one's own, and give that the name."""
-        data, who, claim = read_all(late.fd, late.status.st_size), late.holder(), late.claim()
+        data = read_all(late.fd, late.status.st_size)
+        who, claim = layout.decode_holder(data[layout.MARK_AT :]), layout.decode_claim(data, layout.MARK_AT)
         try:
             snapshot = decode(data, self._key)
         except DamagedError as error:
