@@ -11,11 +11,13 @@ import json
 import secrets
 from abc import ABC, abstractmethod
 from collections.abc import Awaitable, Callable
+from itertools import cycle
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Final
 
-from asyncsess import SessionStore
+from asyncsess import SessionStore, increment, rules
 
+WINDOWS: Final = 20
 Work = Callable[[], Awaitable[None]]
 
 
@@ -121,6 +123,64 @@ class Exclusive(Way):
             return int(session["visits"])
 
 
+class Edit(Exclusive):
+    """Work without a lock, and have what was changed merged in at the end."""
+
+    name = "edit"
+    title = "edit(id, resolve=rules.add)"
+    story = "The same work inside `async with store.edit(id)`: nobody waits; what each added is merged at the end."
+
+    async def add(self, session_id: str, work: Work) -> int:
+        """Work and add inside the block, which takes the lock for a moment at its end."""
+        async with self.store.edit(session_id, resolve={"visits": rules.add}) as session:
+            await work()
+            session["visits"] += 1
+            return int(session["visits"])
+
+
+class Apply(Exclusive):
+    """Work first, and then run one operation on the newest data."""
+
+    name = "apply"
+    title = "apply(id, increment(...))"
+    story = "The same work, then `store.apply(id, increment('visits'))`, which runs on the newest data."
+
+    async def add(self, session_id: str, work: Work) -> int:
+        """Work, then add."""
+        await work()
+        (visits,) = await self.store.apply(session_id, increment("visits"))
+        return int(visits)
+
+
+class Synchronize(Exclusive):
+    """Lock the variable of one window of the browser, not the session."""
+
+    name = "synchronize"
+    title = "synchronize(id, variable)"
+    story = f"Each request counts for one of {WINDOWS} windows, and locks only that window's variable."
+
+    def __init__(self, directory: Path, store: SessionStore) -> None:
+        super().__init__(directory, store)
+        self._windows = cycle(f"window {number}" for number in range(WINDOWS))
+
+    async def start(self) -> str:
+        """Create a session without windows."""
+        return await self.store.create()
+
+    async def add(self, session_id: str, work: Work) -> int:
+        """Work and add while the variable is locked."""
+        window = next(self._windows)
+        async with self.store.synchronize(session_id, window) as session:
+            await work()
+            visits = session[window] = session.get(window, 0) + 1
+        return int(visits)
+
+    async def read(self, session_id: str) -> int:
+        """Add up the visits of all windows."""
+        async with self.store.open(session_id, readonly=True) as session:
+            return sum(session.values())
+
+
 class LockingReaders(Exclusive):
     """Readers open the session exclusively too, as PHP's sessions make them."""
 
@@ -144,4 +204,4 @@ class ReadonlyReaders(Exclusive):
             return int(session["visits"])
 
 
-WAYS: tuple[type[Way], ...] = (NoLocking, Exclusive, LockingReaders, ReadonlyReaders)
+WAYS: tuple[type[Way], ...] = (NoLocking, Exclusive, Edit, Synchronize, Apply, LockingReaders, ReadonlyReaders)
