@@ -287,6 +287,20 @@ async def test_tombstones_are_neither_listed_nor_counted_and_are_swept(store: Se
 
 
 @pytest.mark.parametrize("kind", ["file"])
+async def test_a_tombstone_that_looks_old_from_outside_is_judged_by_what_it_says(
+    store: SessionStore, directory: Path, clock: FakeClock
+) -> None:
+    """Whoever is killed while it looks at one leaves it with other times."""
+    session_id = await store.create(VALUES)
+    await store.destroy(session_id)
+    (path,) = (path for path in directory.rglob("*") if path.is_file())
+    for times in ((0.0, 1.0), (1.0, 1.0)):
+        os.utime(path, times)
+        await store.delete_expired()
+        assert await is_dead(store, session_id, "adopt")
+
+
+@pytest.mark.parametrize("kind", ["file"])
 async def test_nothing_of_a_destroyed_session_is_left_on_the_disk(
     store: SessionStore, directory: Path, clock: FakeClock
 ) -> None:

@@ -121,3 +121,13 @@ async def test_an_export_that_fails_leaves_the_file_before_it(tmp_path: Path) ->
         await export_sessions(store, tmp_path / "dump")
     assert (tmp_path / "dump").read_text() == "before"
     assert os.listdir(tmp_path) == ["dump"]
+
+
+@pytest.mark.parametrize("replace", [False, True])
+async def test_an_import_does_not_bring_back_what_was_destroyed_a_moment_ago(tmp_path: Path, replace: bool) -> None:
+    async with FileStore(tmp_path / "sessions") as store:
+        session_id = await store.create({"a": 1})
+        await export_sessions(store, tmp_path / "dump")
+        await store.destroy(session_id)
+        assert await import_sessions(store, tmp_path / "dump", replace=replace) == Imported(0, 1)
+        assert await store.destroy(session_id) is False

@@ -135,6 +135,7 @@ class Locked(NamedTuple):
 
     hold: AbstractAsyncContextManager[Held]
     held: Held
+    record: Record | None
     session_id: str
     key: str
 
@@ -168,7 +169,7 @@ async def lock(
         if held.waited:
             policy.observer.note_waited(mode, held.waited)
         if not isinstance(found, Tombstone):
-            return Locked(hold, held, session_id, key)
+            return Locked(hold, held, found, session_id, key)
         try:
             now = policy.clock()
             if found.until <= now:

@@ -136,7 +136,7 @@ class EditOpening(Block):
     async def _store(self, ours: bytes) -> tuple[Record, bytes]:
         """Lock, merge and commit; return what is stored now, also as encoded values."""
         policy, holder = self._policy, holder_at(asyncio.current_task(), self._caller)
-        hold, held, session_id, key = await lock(
+        hold, held, record, session_id, key = await lock(
             policy,
             self._session.id,
             self._key,
@@ -148,8 +148,7 @@ class EditOpening(Block):
         try:
             self._move(session_id, key)
             await self._check_locks()
-            record = held.record
-            if not isinstance(record, Record) or record.created_at != self._created_at or policy.has_expired(record):
+            if record is None or record.created_at != self._created_at or policy.has_expired(record):
                 raise SessionNotFoundError(NOT_FOUND)
             theirs = policy.codec.unseal(record.payload, key)
             merged = ours if theirs == self._session.baseline else self._merged(ours, theirs)

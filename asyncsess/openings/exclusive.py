@@ -27,8 +27,7 @@ async def destroy(policy: Policy, session_id: str, *, timeout: float, caller: Ca
     except SessionNotFoundError:
         return False
     try:
-        record = locked.held.record
-        was_there = isinstance(record, Record) and not policy.has_expired(record)
+        was_there = locked.record is not None and not policy.has_expired(locked.record)
         await locked.held.delete(policy.destroyed() if was_there else None)
     finally:
         await locked.hold.__aexit__(None, None, None)
@@ -168,7 +167,7 @@ class ExclusiveOpening(Block):
         """Lock the session and load it, or find that there is none."""
         policy = self._policy
         while True:
-            self._hold, self._held, session_id, key = await lock(
+            self._hold, self._held, record, session_id, key = await lock(
                 policy,
                 self._session.id,
                 self._key,
@@ -181,7 +180,6 @@ class ExclusiveOpening(Block):
             self._since = time.monotonic()
             if key is not self._key:
                 self._move(session_id, key)
-            record = self._held.record
             if record is None and self._create:
                 return
             if policy.load(self._session, record, key, policy.clock()):

@@ -93,6 +93,7 @@ async def test_on_a_full_disk_what_needs_no_room_goes_on_and_the_rest_is_refused
     directory = small_disk / "sessions"
     async with store_at(directory) as store:
         ids = [await store.create({"value": "old"}) for _ in range(3)]
+        large = await store.create({"value": GROWN})
         filler = _fill(small_disk)
         before = files_in(directory)
 
@@ -108,9 +109,10 @@ async def test_on_a_full_disk_what_needs_no_room_goes_on_and_the_rest_is_refused
         assert store.statistics().holding == 0
         assert [await _value(store, session_id) for session_id in ids] == ["old"] * 3
         await _set(store, ids[1], "new")
-        assert await store.destroy(ids[2])
-        with pytest.raises(SessionNotFoundError):
-            await _value(store, ids[2])
+        for session_id in (ids[2], large):
+            assert await store.destroy(session_id)
+            with pytest.raises(SessionNotFoundError):
+                await _value(store, session_id)
 
         filler.unlink()
         await _set(store, ids[0], GROWN)
