@@ -409,3 +409,27 @@ async def test_waiting_in_a_long_row_is_no_deadlock(store: SessionStore) -> None
 
     await asyncio.gather(*(take(number) for number in range(5)))
     assert [(await stored(store, session_id))["n"] for session_id in ids] == [0, 1, 1, 1, 1]
+
+
+async def test_a_ring_with_a_holder_that_is_late_is_no_deadlock(store: SessionStore) -> None:
+    a, b = await store.create(VALUES), await store.create(VALUES)
+    told = []
+
+    async def be_late() -> None:
+        with pytest.raises(LockLostError):
+            async with store.open(a, lease=0.01) as session:
+                await until(lambda: store.statistics().holding == 2)
+                async with store.open(b):
+                    session["n"] = -1
+
+    async def follow() -> None:
+        async with store.open(b):
+            await until(lambda: store.statistics().waiting == 1)
+            await asyncio.sleep(0.03)
+            async with store.open(a) as session:
+                session["n"] += 1
+                told.append(session["n"])
+
+    await asyncio.gather(be_late(), follow())
+    assert told == [1]
+    assert (await stored(store, a))["n"] == 1

@@ -101,7 +101,7 @@ class Turns:
     def _reset(self) -> None:
         self._guard = threading.Lock()
         self._lines: dict[str, _Line] = {}
-        self._blocked: dict[asyncio.Task[Any], Turn] = {}  # for which turn each task waits
+        self._blocked = weakref.WeakKeyDictionary[asyncio.Task[Any], Turn]()  # for which turn each task waits
         self._returned: deque[Turn] = deque()
 
     async def take(self, key: str, *, timeout: float, holder: Holder) -> Turn:
@@ -202,6 +202,8 @@ class Turns:
 
     def _refuse_cycle(self, turn: Turn, line: _Line) -> None:
         """Refuse to wait for a task that waits for this one, perhaps through others."""
+        if line.current.is_late:  # it will be followed
+            return
         cycle = [line.current]
         while not turn.is_same_task(cycle[-1]):
             task = cycle[-1].task

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable
+from contextlib import suppress
 from types import TracebackType
 from typing import Final, Self, TypeVar
 
@@ -114,7 +115,9 @@ class Acquisition:
 
     async def _named(self, error: LockTimeoutError) -> LockTimeoutError:
         """Return who really holds, after the wait for a task that itself waits for another process."""
-        who = await self._files.io.run(self._files.holder, self._name)
+        who = None
+        with suppress(StoreError):  # no descriptors, or no store any more: that it took too long is what matters
+            who = await self._files.io.run(self._files.holder, self._name)
         if who is None or who.pid == self._holder.pid:
             return error
         return timed_out(error.waited, who, error.ahead)
