@@ -327,7 +327,7 @@ async def test_a_timeout_says_who_holds_in_another_process_and_whether_it_runs(
         assert isinstance(error, LockTimeoutError)
         assert error.holder is not None
         assert (error.holder.pid, error.holder.task, error.state) == (holder.pid, "Task-1", state)
-        assert error.ahead in (ahead, 1)  # those ahead may have given up before
+        assert 1 <= error.ahead <= ahead  # those ahead may have given up before
         for part in (
             f"process {holder.pid}",
             "task 'Task-1'",
