@@ -135,6 +135,16 @@ async def regenerate(store: FileStore, session_id: str) -> None:
         await session.regenerate_id()
 
 
+async def follow(store: FileStore, session_id: str) -> None:
+    """Go on with an id that has been replaced."""
+    await regenerate(store, session_id)
+    async with store.synchronize(session_id, "n") as session:
+        session["n"] += 1
+    await regenerate(store, session_id)
+    async with store.open(session_id):
+        pass
+
+
 async def sweep(store: FileStore, session_id: str) -> None:
     await store.delete_expired()
 
@@ -146,7 +156,7 @@ async def list_keys(store: FileStore, session_id: str) -> None:
 
 SCENES: list[Scene] = [
     change, grow, save_then_change, release_early, roll_back, edit, edit_and_merge, synchronize, apply, attempts,
-    refresh, create, adopt, look_at_the_unborn, destroy, regenerate, sweep, list_keys,
+    refresh, create, adopt, look_at_the_unborn, destroy, regenerate, follow, sweep, list_keys,
 ]  # fmt: skip
 OPTIONS: list[dict[str, Any]] = [{"io": "loop"}, {"io": "thread"}, {"durability": "power"}]
 
@@ -285,10 +295,11 @@ async def look_at_the_data(store: FileStore, session_id: str, scene: Scene, is_c
         async with store.open(session_id, timeout=1) as session:
             assert (session["n"], session["list"]) in ((0, []), (1, []), (1, [1]))
             changed = scene in (
-                change, grow, save_then_change, release_early, edit, edit_and_merge, synchronize, apply, attempts
+                change, grow, save_then_change, release_early, edit, edit_and_merge, synchronize, apply, attempts,
+                follow,
             )  # fmt: skip
             assert is_cancelled or session["n"] == (1 if changed else 0)
     except SessionNotFoundError:
-        assert scene in (destroy, regenerate)
+        assert scene is destroy
     async with store.open("job-1", create=True, timeout=1), store.open("job-2", create=True, timeout=1):
         pass
