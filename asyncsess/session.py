@@ -13,6 +13,7 @@ from asyncsess.expiry import seconds
 from asyncsess.keeper import NO_KEEPER, WHY_CLOSED, WRITABLE, Keeper, State
 from asyncsess.values import MISSING, is_same
 
+_LONGEST_GRACE: Final = 86400.0
 _ATOMS: Final = frozenset({type(None), bool, int, float, str, bytes, datetime})
 
 
@@ -198,9 +199,13 @@ class Session(MutableMapping[str, Any]):
                 once: right where somebody may have planted it, as before a login.
 
         Raises:
+            ValueError: ``grace`` is more than a day.
             CodecError, LockLostError, StoreError: As `save`; the old id leads to the session as before.
         """
-        await self._keeper.regenerate_id(seconds(grace, "grace", or_zero=True))
+        length = seconds(grace, "grace", or_zero=True)
+        if length > _LONGEST_GRACE:
+            raise ValueError(f"grace must be at most {_LONGEST_GRACE:g} seconds, not {length:g}")
+        await self._keeper.regenerate_id(length)
 
     # For the keeper.
 

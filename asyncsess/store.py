@@ -6,7 +6,7 @@ import asyncio
 import os
 import sys
 import time
-from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Coroutine, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager
 from datetime import timedelta
 from types import TracebackType
@@ -244,9 +244,9 @@ class SessionStore:
         ):
             yield attempt
 
-    async def apply(
+    def apply(
         self, session_id: str, *operations: Operation, timeout: float | timedelta | None = None
-    ) -> tuple[Any, ...]:
+    ) -> Coroutine[Any, Any, tuple[Any, ...]]:
         """Run operations of `asyncsess.operations` on the newest data, all of them or none; return their results.
 
             hits, _ = await store.apply(session_id, increment("hits"), append("log", "x"))
@@ -267,11 +267,7 @@ class SessionStore:
         opening = ExclusiveOpening(
             self._policy, session_id, timeout=self._wait(timeout), caller=_caller(), mode="apply"
         )
-        async with opening as session:
-            values = dict(session)
-            results = tuple([operation(values) for operation in operations])
-            session.replace(values)
-        return results
+        return _applied(opening, operations)
 
     async def create(self, values: Mapping[str, Any] | None = None) -> str:
         """Start a session that holds these values; return its fresh id.
@@ -285,7 +281,7 @@ class SessionStore:
             await session.save()
         return session.id
 
-    async def destroy(self, session_id: str) -> bool:
+    def destroy(self, session_id: str) -> Coroutine[Any, Any, bool]:
         """Delete a session, once whoever holds it is done; return whether there was one.
 
         Raises:
@@ -293,7 +289,7 @@ class SessionStore:
             DeadlockError: This task has it open; use `Session.destroy`.
             StoreError: The store failed.
         """
-        return await destroy(self._policy, session_id, timeout=self._lock_timeout, caller=_caller())
+        return destroy(self._policy, session_id, timeout=self._lock_timeout, caller=_caller())
 
     async def delete_expired(self) -> int:
         """Delete the sessions that have expired and are not open; return how many."""
@@ -353,6 +349,14 @@ class SessionStore:
         if self._pid != os.getpid():  # the blocks are those of the process that this one was forked from
             return False
         return any(not opening.is_of(me) for opening in self._policy.openings)
+
+
+async def _applied(opening: ExclusiveOpening, operations: Sequence[Operation]) -> tuple[Any, ...]:
+    async with opening as session:
+        values = dict(session)
+        results = tuple([operation(values) for operation in operations])
+        session.replace(values)
+    return results
 
 
 def _caller() -> Caller:

@@ -38,6 +38,7 @@ from asyncsess.events import (
     TimedOut,
     Waited,
 )
+from asyncsess.ids import key_of
 from asyncsess.testing import until
 from tests.conftest import NewStore, stored
 
@@ -433,3 +434,46 @@ async def test_a_ring_with_a_holder_that_is_late_is_no_deadlock(store: SessionSt
     await asyncio.gather(be_late(), follow())
     assert told == [1]
     assert (await stored(store, a))["n"] == 1
+
+
+@pytest.mark.parametrize("way", ["apply", "destroy"])
+async def test_a_deadlock_names_the_line_also_of_what_runs_as_a_task(store: SessionStore, way: str) -> None:
+    session_id = await store.create(VALUES)
+    seen: list[str] = []
+
+    async with store.open(session_id):
+        holder = asyncio.create_task(
+            store.apply(session_id, increment("n")) if way == "apply" else store.destroy(session_id)
+        )
+        await until(lambda: store.statistics().waiting == 1)
+        waiter = asyncio.create_task(wait(store, session_id, timeout=0.01))
+        with pytest.raises(LockTimeoutError) as caught:
+            await waiter
+        assert caught.value.ahead == 2
+        turns = store.backend._turns  # type: ignore[attr-defined]
+        seen += [turn.holder.where for turn in turns._lines[key_of(session_id)].waiters]
+    await holder
+    assert [where.rpartition(":")[0] for where in seen] == [__file__]
+
+
+async def test_a_lock_that_was_held_for_a_moment_was_not_held_long(new_store: NewStore, told: Recorder) -> None:
+    async with new_store(hooks=[told], slow_hold=5) as store:
+        session_id = await store.create(VALUES)
+
+        async def wait(variable: str) -> None:
+            async with store.synchronize(session_id, variable):
+                pass
+
+        async with store.synchronize(session_id, "n"), asyncio.TaskGroup() as tasks:
+            in_vain = asyncio.create_task(_both(store, session_id))
+            await until(lambda: store.statistics().waiting == 1)
+            tasks.create_task(wait("m"))
+            await until(lambda: store.statistics().waiting == 2)
+            with pytest.raises(LockTimeoutError):
+                await in_vain
+    assert told.of(HeldLong) == []
+
+
+async def _both(store: SessionStore, session_id: str) -> None:
+    async with store.synchronize(session_id, "m", "n", timeout=0.05):
+        raise AssertionError

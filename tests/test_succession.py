@@ -18,10 +18,12 @@ from asyncsess import (
     DeadlockError,
     EncryptedCodec,
     FileStore,
+    LockLostError,
     LockTimeoutError,
     Session,
     SessionNotFoundError,
     SessionStore,
+    StoreError,
     increment,
     put,
     rules,
@@ -395,3 +397,72 @@ async def test_another_store_sees_the_same(store: FileStore, new_store: NewStore
         await other.destroy(first)
     assert isinstance(await store.backend.read(key_of(second)), Tombstone)
     assert not isinstance(await store.backend.read(key_of(first)), Record)
+
+
+# What a review found.
+
+
+@pytest.mark.parametrize("end", ["destroy", "regenerate"])
+async def test_a_late_holder_that_changes_the_id_neither_revives_nor_doubles_the_session(
+    store: SessionStore, end: str
+) -> None:
+    session_id = await store.create(VALUES)
+
+    async def follow() -> str:
+        if end == "destroy":
+            await store.destroy(session_id)
+            return ""
+        return await regenerated(store, session_id)
+
+    async with store.open(session_id, lease=0.01) as session:
+        second = await asyncio.create_task(follow())
+        with pytest.raises(LockLostError):
+            await session.regenerate_id()
+        assert session.id == session_id
+        await session.rollback()
+    keys = [key async for key in store.keys()]  # noqa: SIM118 - no mapping
+    assert keys == ([key_of(second)] if second else [])
+    assert store.statistics().leases_lost == 1
+
+
+@pytest.mark.parametrize("grace", [86401, float("inf"), 1e300])
+async def test_a_time_of_grace_beyond_a_day_is_refused(store: SessionStore, grace: float) -> None:
+    session_id = await store.create(VALUES)
+    async with store.open(session_id) as session:
+        with pytest.raises(ValueError, match="grace must be at most 86400 seconds"):
+            await session.regenerate_id(grace=grace)
+    assert await stored(store, session_id) == VALUES
+
+
+async def test_an_edit_goes_on_after_a_refresh_that_failed(
+    store: SessionStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    first = await store.create(VALUES)
+    read, second = store.backend.read, ""
+
+    async def fail_for_the_new(key: str) -> Any:
+        if key == key_of(second):
+            raise StoreError("no")
+        return await read(key)
+
+    async with store.edit(first) as session:
+        second = await regenerated(store, first)
+        with monkeypatch.context() as patch:
+            patch.setattr(store.backend, "read", fail_for_the_new)
+            with pytest.raises(StoreError):
+                await session.refresh()
+        session["n"] = 1
+    assert await stored(store, second) == {"n": 1}
+
+
+async def test_a_name_that_led_to_a_destroyed_session_does_not_begin_it_anew(
+    store: SessionStore, clock: FakeClock
+) -> None:
+    async with store.open("job", create=True) as session:
+        await session.save()
+        await session.regenerate_id(grace=3600)
+    await store.destroy(session.id)
+    clock.advance(61)
+    await store.delete_expired()
+    assert await is_dead(store, "job", "adopt")
+    assert await is_dead(store, session.id, "open")

@@ -123,9 +123,9 @@ class Turns:
         until = time.monotonic() + timeout
         try:
             while True:
-                if line.current.is_late:
-                    turn.was_late = True
-                    self.give_back(line.current)
+                current = line.current
+                if current.is_late:
+                    self.give_back(current)
                 left = until - time.monotonic()
                 if turn.is_granted or left <= 0:
                     break
@@ -173,7 +173,7 @@ class Turns:
             del self._lines[turn.key]
             return None
         line.current = line.waiters.popleft()
-        line.current.is_granted = True
+        line.current.is_granted, line.current.was_late = True, turn.is_late
         self._unblock(line.current)
         return line.current
 
@@ -267,7 +267,7 @@ class Turns:
                 return None
             self._unblock(turn)
             line = self._lines.get(turn.key)
-            if line is None:  # in the child of a fork
+            if line is None or turn not in line.waiters:  # in the child of a fork
                 return 0
             ahead = line.waiters.index(turn) + 1
             line.waiters.remove(turn)

@@ -8,7 +8,8 @@ import os
 import time
 import weakref
 from abc import ABC, abstractmethod
-from contextlib import AbstractAsyncContextManager
+from collections.abc import Generator
+from contextlib import AbstractAsyncContextManager, contextmanager
 from datetime import UTC, datetime
 from types import TracebackType
 from typing import Any, Final, NamedTuple
@@ -92,9 +93,18 @@ class Block(ABC):
         """Give back what is still held."""
         self._policy.openings.discard(self)
 
-    def _note_if_long(self, held: Hold) -> None:
+    @contextmanager
+    def _telling_of_loss(self) -> Generator[None]:
+        """Tell whoever watches that others have taken over."""
+        try:
+            yield
+        except LockLostError:
+            self._policy.observer.note(LeaseLost(self._holder))
+            raise
+
+    def _note_if_long(self, held: Hold, since: float) -> None:
         """Tell whoever watches that others had to wait for too long."""
-        seconds = time.monotonic() - self._since
+        seconds = time.monotonic() - since
         if seconds > self._policy.observer.slow_hold and held.is_contended:
             self._policy.observer.note(HeldLong(self._holder, seconds))
 
@@ -114,14 +124,15 @@ async def load_snapshot(policy: Policy, session: Session, key: str) -> tuple[Rec
     Raises:
         SessionNotFoundError: There is none, or it has expired.
     """
+    session_id = session.id
     record, now = await policy.backend.read(key), policy.clock()
     while isinstance(record, Tombstone):
-        session_id = policy.successor(session.id, record, now)
+        session_id = policy.successor(session_id, record, now)
         key = key_of(session_id)
-        session.becomes(session.state, session_id)
         record, now = await policy.backend.read(key), policy.clock()
     if record is None or not policy.load(session, record, key, now):
         raise SessionNotFoundError(NOT_FOUND)
+    session.becomes(session.state, session_id)
     if policy.expiry.is_touch_due(record.accessed_at, now):
         try:
             await policy.backend.touch(key, now=now)
@@ -176,7 +187,7 @@ async def lock(
                 await held.delete()
             else:
                 session_id = policy.successor(session_id, found, now)
-                key = key_of(session_id)
+                key, create = key_of(session_id), False  # what it lived on in is not to be begun anew
         finally:
             await hold.__aexit__(None, None, None)
         timeout = max(0.0, until - time.monotonic())

@@ -8,7 +8,7 @@ from collections.abc import Collection
 from contextlib import AbstractAsyncContextManager, suppress
 
 from asyncsess.backends.base import Found, Held, Record
-from asyncsess.errors import SessionNotFoundError, StoreError
+from asyncsess.errors import LockLostError, SessionError, SessionNotFoundError
 from asyncsess.events import Mode
 from asyncsess.ids import key_of, new_session_id
 from asyncsess.keeper import State
@@ -92,7 +92,8 @@ class ExclusiveOpening(Block):
             self._session.check_writable()
             self._lease = self._lease if lease is None else lease
             if self._held is not None:
-                await self._held.renew(self._lease)
+                with self._telling_of_loss():
+                    await self._held.renew(self._lease)
 
     async def release(self, variables: Collection[str] = ()) -> None:
         async with self._busy:
@@ -120,8 +121,9 @@ class ExclusiveOpening(Block):
         async with self._busy:
             self._session.check_writable()
             if self._held is not None:
-                self._note_if_long(self._held)
-                await self._held.delete(self._policy.destroyed())
+                self._note_if_long(self._held, self._since)
+                with self._telling_of_loss():
+                    await self._held.delete(self._policy.destroyed())
             self._session.load({}, None)
             self._session.becomes(State.DESTROYED)
             await self._leave()
@@ -142,19 +144,25 @@ class ExclusiveOpening(Block):
         backend, old, old_hold = policy.backend, self._held, self._hold
         new_hold = backend.create(key, payload, created_at=created_at, now=now, holder=self._holder, lease=self._lease)
         new = await new_hold.__aenter__()
+        record, tombstone = new.record, policy.succeeded(session.id, session_id, grace)
         is_moved = True
         try:
             if old is not None:
-                await old.delete(policy.succeeded(session.id, session_id, grace))
+                with self._telling_of_loss():
+                    await old.delete(tombstone)
+        except LockLostError:  # whatever lies under the old id is not this block's to move
+            is_moved = False
+            raise
         except BaseException:
-            with suppress(StoreError):  # then both ids may lead to the session, which is better than neither
-                is_moved = not isinstance(await backend.read(self._key), Record)
+            with suppress(SessionError):  # then both ids may lead to the session, which is better than neither
+                is_moved = await backend.read(self._key) in (tombstone, None)
             raise
         finally:
             if is_moved:
                 self._hold, self._held = new_hold, new
                 self._move(session_id, key)
-                self._note(data, new.record)
+                policy.observer.note_committed(len(payload))
+                self._note(data, record)
                 if old_hold is not None:
                     await old_hold.__aexit__(None, None, None)
             else:
@@ -199,7 +207,7 @@ class ExclusiveOpening(Block):
         self._session.becomes(then)
         await self._commit(data)
         if self._held is not None:
-            self._note_if_long(self._held)
+            self._note_if_long(self._held, self._since)
             await self._held.release(now=self._policy.clock())
 
     async def _commit(self, data: bytes | None) -> None:
@@ -237,7 +245,7 @@ class ExclusiveOpening(Block):
     async def _let_go(self) -> None:
         hold, held, self._hold, self._held = self._hold, self._held, None, None
         if hold is not None and held is not None:
-            self._note_if_long(held)
+            self._note_if_long(held, self._since)
             await hold.__aexit__(None, None, None)
 
     async def _leave(self) -> None:

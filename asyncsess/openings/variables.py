@@ -8,8 +8,8 @@ from contextlib import AbstractAsyncContextManager, AsyncExitStack
 from typing import NamedTuple
 
 from asyncsess.backends.base import HeldName
-from asyncsess.errors import LockLostError, LockTimeoutError
-from asyncsess.events import LeaseLost, TimedOut
+from asyncsess.errors import LockTimeoutError
+from asyncsess.events import TimedOut
 from asyncsess.openings.base import Caller, lock
 from asyncsess.openings.edit import EditOpening
 from asyncsess.policy import Policy
@@ -17,10 +17,11 @@ from asyncsess.rules import Resolve
 
 
 class _Lock(NamedTuple):
-    """The lock of a variable, and how to leave it."""
+    """The lock of a variable, how to leave it, and since when it is held."""
 
     held: HeldName
     hold: AbstractAsyncContextManager[HeldName]
+    since: float
 
 
 class VariablesOpening(EditOpening):
@@ -62,7 +63,6 @@ class VariablesOpening(EditOpening):
             if any(held.was_late for held in self._held()):
                 await self._let_commit(until)
             await self._load()
-        self._since = time.monotonic()
 
     async def _lock(self, variable: str, until: float) -> None:
         policy, left = self._policy, max(0.0, until - time.monotonic())
@@ -72,7 +72,7 @@ class VariablesOpening(EditOpening):
         except LockTimeoutError as error:
             policy.observer.note(TimedOut(self._mode, error.waited))
             raise
-        self._locks[variable] = _Lock(held, hold)
+        self._locks[variable] = _Lock(held, hold, time.monotonic())
         if held.waited:
             policy.observer.note_waited(self._mode, held.waited)
 
@@ -94,19 +94,17 @@ class VariablesOpening(EditOpening):
         return [lock.held for lock in self._locks.values() if lock]
 
     async def _check_locks(self) -> None:
-        try:
+        with self._telling_of_loss():
             for held in self._held():
                 await held.check()
-        except LockLostError:
-            self._policy.observer.note(LeaseLost(self._holder))
-            raise
 
     async def renew(self, lease: float | None) -> None:
         async with self._busy:
             self._session.check_writable()
             self._lease = self._lease if lease is None else lease
-            for held in self._held():
-                await held.renew(self._lease)
+            with self._telling_of_loss():
+                for held in self._held():
+                    await held.renew(self._lease)
 
     async def release(self, variables: Collection[str] = ()) -> None:
         """Commit, and give back the locks of these variables, or of all."""
@@ -141,6 +139,6 @@ class VariablesOpening(EditOpening):
             for variable in variables:
                 lock = self._locks.get(variable)
                 if lock is not None:
-                    self._note_if_long(lock.held)
+                    self._note_if_long(lock.held, lock.since)
                     self._locks[variable] = None
                     stack.push_async_exit(lock.hold)

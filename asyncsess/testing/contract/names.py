@@ -145,3 +145,16 @@ class NameContract:
             with pytest.raises(LockTimeoutError):
                 await asyncio.create_task(enter())
             await held.check()
+
+    async def test_the_first_who_follows_a_late_holder_knows_it_was_late(
+        self, backend: Backend, other: Backend
+    ) -> None:
+        were_late: list[bool] = []
+
+        async def follow(handle: Backend) -> None:
+            async with hold_name(handle, "a") as held:
+                were_late.append(held.was_late)
+
+        async with hold_name(backend, "a", lease=0.05):
+            await asyncio.gather(*(asyncio.create_task(follow(handle)) for handle in (backend, backend, other)))
+        assert were_late == [True, False, False]
