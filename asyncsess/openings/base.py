@@ -187,7 +187,7 @@ async def lock(
                 await held.delete()
             else:
                 session_id = policy.successor(session_id, found, now)
-                key, create = key_of(session_id), False  # what it lived on in is not to be begun anew
+                key, create = key_of(session_id), False
         finally:
             await hold.__aexit__(None, None, None)
         timeout = max(0.0, until - time.monotonic())

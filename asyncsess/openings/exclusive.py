@@ -188,6 +188,7 @@ class ExclusiveOpening(Block):
             self._since = time.monotonic()
             if key is not self._key:
                 self._move(session_id, key)
+                self._create = False  # what an id led to is not begun anew
             if record is None and self._create:
                 return
             if policy.load(self._session, record, key, policy.clock()):
