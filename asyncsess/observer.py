@@ -108,5 +108,5 @@ class Observer:
         for hook in self._hooks:
             try:
                 hook(event)
-            except Exception:
+            except Exception:  # whatever a hook raises is its own affair, and no reason to lose a commit
                 logger.exception("a hook failed on %s; the session is not concerned", type(event).__name__)

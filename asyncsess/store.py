@@ -24,6 +24,7 @@ from asyncsess.openings import (
     ExclusiveOpening,
     ReadonlyOpening,
     VariablesOpening,
+    apply,
     attempts,
     destroy,
 )
@@ -185,6 +186,9 @@ class SessionStore:
             async with store.synchronize(session_id, "search") as session:
                 session["search"] = await search_slowly(session["question"])
 
+        The locks are those of the id: who comes by a new one does not wait for those who came by the old, and whoever
+        commits last meets a conflict.
+
         Args:
             session_id: Which session.
             variables: The keys to lock, which alone may be changed.
@@ -267,7 +271,7 @@ class SessionStore:
         opening = ExclusiveOpening(
             self._policy, session_id, timeout=self._wait(timeout), caller=_caller(), mode="apply"
         )
-        return _applied(opening, operations)
+        return apply(opening, operations)
 
     async def create(self, values: Mapping[str, Any] | None = None) -> str:
         """Start a session that holds these values; return its fresh id.
@@ -349,14 +353,6 @@ class SessionStore:
         if self._pid != os.getpid():  # the blocks are those of the process that this one was forked from
             return False
         return any(not opening.is_of(me) for opening in self._policy.openings)
-
-
-async def _applied(opening: ExclusiveOpening, operations: Sequence[Operation]) -> tuple[Any, ...]:
-    async with opening as session:
-        values = dict(session)
-        results = tuple([operation(values) for operation in operations])
-        session.replace(values)
-    return results
 
 
 def _caller() -> Caller:

@@ -399,7 +399,7 @@ async def test_another_store_sees_the_same(store: FileStore, new_store: NewStore
     assert not isinstance(await store.backend.read(key_of(first)), Record)
 
 
-# What a review found.
+# What goes wrong on the way.
 
 
 @pytest.mark.parametrize("end", ["destroy", "regenerate"])

@@ -53,7 +53,7 @@ class Turn:
 
     def is_same_task(self, other: Turn) -> bool:
         """Tell whether one task has both turns."""
-        return self._task is not None and other._task is not None and self._task() is other._task()
+        return self.task is not None and self.task is other.task
 
     async def wait(self, timeout: float) -> None:
         """Wait until `wake`, or for ``timeout`` seconds."""

@@ -5,7 +5,7 @@ What is read and committed when stands here, over any backend.
 
 from asyncsess.openings.base import Caller, holder_at
 from asyncsess.openings.edit import EditOpening, attempts
-from asyncsess.openings.exclusive import ExclusiveOpening, destroy
+from asyncsess.openings.exclusive import ExclusiveOpening, apply, destroy
 from asyncsess.openings.readonly import ReadonlyOpening
 from asyncsess.openings.variables import VariablesOpening
 
@@ -15,6 +15,7 @@ __all__ = [
     "ExclusiveOpening",
     "ReadonlyOpening",
     "VariablesOpening",
+    "apply",
     "attempts",
     "destroy",
     "holder_at",

@@ -12,7 +12,7 @@ from collections.abc import Generator
 from contextlib import AbstractAsyncContextManager, contextmanager
 from datetime import UTC, datetime
 from types import TracebackType
-from typing import Any, Final, NamedTuple
+from typing import Any, Final, NamedTuple, TypeVar
 
 import anyio
 
@@ -23,6 +23,8 @@ from asyncsess.ids import key_of
 from asyncsess.keeper import WRITABLE, State
 from asyncsess.policy import Policy
 from asyncsess.session import Session
+
+H = TypeVar("H", bound=Hold)
 
 logger = logging.getLogger("asyncsess")
 
@@ -141,6 +143,18 @@ async def load_snapshot(policy: Policy, session: Session, key: str) -> tuple[Rec
     return record, key
 
 
+async def granted(policy: Policy, hold: AbstractAsyncContextManager[H], mode: Mode) -> H:
+    """Enter a hold, and count what it had to wait for."""
+    try:
+        held = await hold.__aenter__()
+    except LockTimeoutError as error:
+        policy.observer.note(TimedOut(mode, error.waited))
+        raise
+    if held.waited:
+        policy.observer.note_waited(mode, held.waited)
+    return held
+
+
 class Locked(NamedTuple):
     """A session that is held, under the id that leads to it now."""
 
@@ -171,14 +185,8 @@ async def lock(
     until = time.monotonic() + timeout
     while True:
         hold = policy.backend.hold(key, timeout=timeout, holder=holder, lease=lease, create=create)
-        try:
-            held = await hold.__aenter__()
-        except LockTimeoutError as error:
-            policy.observer.note(TimedOut(mode, error.waited))
-            raise
+        held = await granted(policy, hold, mode)
         found = held.record
-        if held.waited:
-            policy.observer.note_waited(mode, held.waited)
         if not isinstance(found, Tombstone):
             return Locked(hold, held, found, session_id, key)
         try:

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 from contextlib import AbstractAsyncContextManager, suppress
+from typing import Any
 
 from asyncsess.backends.base import Found, Held, Record
 from asyncsess.errors import LockLostError, SessionError, SessionNotFoundError
@@ -13,6 +14,7 @@ from asyncsess.events import Mode
 from asyncsess.ids import key_of, new_session_id
 from asyncsess.keeper import State
 from asyncsess.openings.base import NOT_FOUND, Block, Caller, commit, holder_at, lock
+from asyncsess.operations import Operation
 from asyncsess.policy import Policy
 from asyncsess.session import Session
 
@@ -252,3 +254,12 @@ class ExclusiveOpening(Block):
     async def _leave(self) -> None:
         self._policy.openings.discard(self)
         await self._let_go()
+
+
+async def apply(opening: ExclusiveOpening, operations: Sequence[Operation]) -> tuple[Any, ...]:
+    """Run operations on what is there, all of them or none; return their results."""
+    async with opening as session:
+        values = dict(session)
+        results = tuple([operation(values) for operation in operations])
+        session.replace(values)
+    return results

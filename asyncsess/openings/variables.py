@@ -8,9 +8,7 @@ from contextlib import AbstractAsyncContextManager, AsyncExitStack
 from typing import NamedTuple
 
 from asyncsess.backends.base import HeldName
-from asyncsess.errors import LockTimeoutError
-from asyncsess.events import TimedOut
-from asyncsess.openings.base import Caller, lock
+from asyncsess.openings.base import Caller, granted, lock
 from asyncsess.openings.edit import EditOpening
 from asyncsess.policy import Policy
 from asyncsess.rules import Resolve
@@ -67,14 +65,8 @@ class VariablesOpening(EditOpening):
     async def _lock(self, variable: str, until: float) -> None:
         policy, left = self._policy, max(0.0, until - time.monotonic())
         hold = policy.backend.hold_name(self._key, variable, timeout=left, holder=self._holder, lease=self._lease)
-        try:
-            held = await hold.__aenter__()
-        except LockTimeoutError as error:
-            policy.observer.note(TimedOut(self._mode, error.waited))
-            raise
+        held = await granted(policy, hold, self._mode)
         self._locks[variable] = _Lock(held, hold, time.monotonic())
-        if held.waited:
-            policy.observer.note_waited(self._mode, held.waited)
 
     async def _let_commit(self, until: float) -> None:
         """Let a late holder end what it is storing: from here on it finds, before it stores, that it was late."""

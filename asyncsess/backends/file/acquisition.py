@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from abc import ABC, abstractmethod
 from collections.abc import Callable
 from contextlib import suppress
 from types import TracebackType
@@ -21,7 +22,7 @@ T = TypeVar("T")
 NOT_HELD: Final = "the session is no longer held; nothing was stored"
 
 
-class Acquisition:
+class Acquisition(ABC):
     """The way to the exclusive right to one file, and back.
 
     Three rings: the queue of this process, the lock of the file, and the bell that tells when to try it again.
@@ -235,18 +236,18 @@ class Acquisition:
 
     # What each kind of file does in its own way.
 
+    @abstractmethod
     def _inspect(self, file: FileLock) -> Claim | None:
         """Return what the last holder claimed in a locked file; None if it turns out to be another's by now."""
-        raise NotImplementedError
 
+    @abstractmethod
     def _replace(self, late: FileLock) -> Outcome:
         """Take over from a holder that is late, within the lock of the directory."""
-        raise NotImplementedError
 
+    @abstractmethod
     async def _do_without(self) -> bool:
         """Make do with a name that leads to no file; return False to look again."""
-        raise NotImplementedError
 
+    @abstractmethod
     def _give_up(self) -> None:
         """Give the file back."""
-        raise NotImplementedError

@@ -69,8 +69,10 @@ def state_of(pid: int) -> HolderState | None:
         return None
     try:
         status = Path(f"/proc/{pid}/stat").read_text(errors="replace")
-    except OSError:
+    except (FileNotFoundError, ProcessLookupError):
         return "gone"
+    except OSError:  # without descriptors, for one; the timeout is what is to be told
+        return None
     letter = status.rpartition(")")[2].split()[0]  # the name before it may contain anything
     if letter in "ZX":
         return "gone"
