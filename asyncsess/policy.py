@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import math
+import os
+import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
@@ -32,6 +34,27 @@ class Opening(Protocol):
         ...
 
 
+class Openings(set[Opening]):
+    """The blocks of a store that have a session open for writing, or wait for one."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.begin()
+
+    def begin(self) -> None:
+        """Make them those of this process, if they were of the one that it was forked from."""
+        self._pid = os.getpid()
+
+    async def until_others_end(self, timeout: float) -> None:
+        """Wait until no other task has a block, ``timeout`` seconds at most."""
+        me, until = asyncio.current_task(), time.monotonic() + timeout
+        # The blocks may belong to other event loops, so there is no event of this one to wait for.
+        while self._pid == os.getpid() and any(not opening.is_of(me) for opening in self):
+            if time.monotonic() >= until:
+                return
+            await asyncio.sleep(0.005)
+
+
 @dataclass(frozen=True, slots=True)
 class Policy:
     """What a store has been told once, and all openings need.
@@ -54,7 +77,7 @@ class Policy:
     lease: float
     clock: Callable[[], float]
     observer: Observer
-    openings: set[Opening] = field(default_factory=set[Opening])
+    openings: Openings = field(default_factory=Openings)
 
     def seal(self, data: bytes, key: str) -> bytes:
         """Return encoded values as the payload for a key.

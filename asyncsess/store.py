@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
-import os
 import sys
 import time
 from collections.abc import AsyncIterator, Callable, Coroutine, Mapping, Sequence
@@ -80,7 +78,6 @@ class SessionStore:
         self._lock_timeout = seconds(lock_timeout, "lock_timeout", or_zero=True)
         self._sweeper = Sweeper(self.delete_expired, limit(sweep_interval, "sweep_interval"))
         self._swept = 0
-        self._pid = os.getpid()
         self._is_closed = False
 
     def __repr__(self) -> str:
@@ -89,7 +86,7 @@ class SessionStore:
     async def __aenter__(self) -> Self:
         await self._policy.backend.open()
         self._is_closed = False
-        self._pid = os.getpid()
+        self._policy.openings.begin()
         self._sweeper.start()
         return self
 
@@ -342,17 +339,9 @@ class SessionStore:
         self._is_closed = True
         try:
             await self._sweeper.stop()
-            me, until = asyncio.current_task(), time.monotonic() + timeout
-            # The blocks may belong to other event loops, so there is no event of this one to wait for.
-            while self._is_open_elsewhere(me) and time.monotonic() < until:  # noqa: ASYNC110
-                await asyncio.sleep(0.005)
+            await self._policy.openings.until_others_end(timeout)
         finally:
             await self._policy.backend.aclose()
-
-    def _is_open_elsewhere(self, me: asyncio.Task[Any] | None) -> bool:
-        if self._pid != os.getpid():  # the blocks are those of the process that this one was forked from
-            return False
-        return any(not opening.is_of(me) for opening in self._policy.openings)
 
 
 def _caller() -> Caller:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import dataclasses
+import errno
 import logging
 import os
 import signal
@@ -477,3 +478,14 @@ async def test_a_lock_that_was_held_for_a_moment_was_not_held_long(new_store: Ne
 async def _both(store: SessionStore, session_id: str) -> None:
     async with store.synchronize(session_id, "m", "n", timeout=0.05):
         raise AssertionError
+
+
+@pytest.mark.parametrize("code", [errno.EMFILE, errno.EACCES])
+async def test_a_process_that_can_not_be_looked_at_is_not_called_gone(
+    monkeypatch: pytest.MonkeyPatch, code: int
+) -> None:
+    def refuse(*_: Any, **__: Any) -> str:
+        raise OSError(code, os.strerror(code))
+
+    monkeypatch.setattr(Path, "read_text", refuse)
+    assert state_of(os.getpid()) is None

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import os
-from collections.abc import Awaitable, Callable
-from contextlib import AbstractAsyncContextManager
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
@@ -29,7 +29,7 @@ from asyncsess import (
     rules,
     succession,
 )
-from asyncsess.backends.base import Record, Tombstone
+from asyncsess.backends.base import Held, Record, Tombstone
 from asyncsess.events import Event, PredecessorUsed
 from asyncsess.ids import key_of, new_session_id
 from asyncsess.succession import Succession
@@ -466,3 +466,26 @@ async def test_a_name_that_led_to_a_destroyed_session_does_not_begin_it_anew(
     await store.delete_expired()
     assert await is_dead(store, "job", "adopt")
     assert await is_dead(store, session.id, "open")
+
+
+async def test_a_store_that_is_closed_while_an_id_changes_says_so(
+    store: SessionStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    first = await store.create(VALUES)
+    create = store.backend.create
+
+    @asynccontextmanager
+    async def create_and_close(*args: Any, **options: Any) -> AsyncIterator[Held]:
+        async with create(*args, **options) as held:
+            await store.aclose(timeout=0)
+            yield held
+
+    async with store.open(first) as session:
+        with monkeypatch.context() as patch:
+            patch.setattr(store.backend, "create", create_and_close)
+            with pytest.raises(LockLostError):
+                await session.regenerate_id()
+        assert session.id == first
+        await store.__aenter__()
+        await session.rollback()
+    assert await stored(store, first) == VALUES

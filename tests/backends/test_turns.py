@@ -8,7 +8,7 @@ from datetime import UTC, datetime
 import pytest
 
 from asyncsess import DeadlockError, Holder, LockTimeoutError
-from asyncsess.backends.turns import Turn, Turns
+from asyncsess.backends.turns import Turn, Turns, boot_time
 from asyncsess.testing import until
 
 PATIENCE = 30.0
@@ -202,3 +202,40 @@ async def test_the_child_of_a_fork_has_no_turn_and_no_queue() -> None:
     assert turns.is_current(turn)
     turns.give_back(turn)
     turns.give_back(await waiter)
+
+
+async def test_a_waiter_of_the_parent_leaves_a_queue_that_the_child_began_anew() -> None:
+    turns = Turns()
+    await take(turns)
+    waiter = start(turns)
+    await until(lambda: turns.waiting == 1)
+    turns._reset()  # as in the child of a fork
+    mine = await asyncio.create_task(take(turns))
+    waiter.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await waiter
+    assert turns.is_current(mine)
+
+
+async def test_only_the_turn_that_was_found_late_is_taken_away(monkeypatch: pytest.MonkeyPatch) -> None:
+    turns = Turns()
+    late = await take(turns)
+    late.deadline = boot_time() + 0.02
+    waiters = [start(turns), start(turns)]
+    await until(lambda: turns.waiting == 2)
+    is_late = Turn.is_late.fget  # type: ignore[attr-defined]
+
+    def is_late_and_given_back_meanwhile(self: Turn) -> bool:
+        was_late = is_late(self)
+        if self is late and was_late:
+            turns.give_back(late)  # by its owner, in another thread
+        return bool(was_late)
+
+    monkeypatch.setattr(Turn, "is_late", property(is_late_and_given_back_meanwhile))
+    done, pending = await asyncio.wait(waiters, return_when=asyncio.FIRST_COMPLETED)
+    assert (len(done), len(pending)) == (1, 1)
+    (granted,) = done
+    assert turns.is_current(granted.result())
+    turns.give_back(granted.result())
+    turns.give_back(await pending.pop())
+    assert turns.holding == 0
