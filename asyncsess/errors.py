@@ -16,7 +16,7 @@ class Holder(NamedTuple):
     Attributes:
         pid: The process id, as seen by the holder itself (containers number their own).
         task: The name of the asyncio task.
-        since: When it came for the lock, by its wall clock; it may have waited for it first.
+        since: Since when it has the lock, or waits for it, by its wall clock.
         where: File and line that opened the session.
     """
 

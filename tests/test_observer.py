@@ -10,6 +10,7 @@ import os
 import signal
 import subprocess
 import sys
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -108,9 +109,10 @@ async def test_commits_are_counted_by_their_bytes_and_merges_apart(new_store: Ne
             pass
         async with store.edit(session_id) as session:
             session["n"] = 2
+            await session.regenerate_id()
         now = store.statistics()
-        assert (now.committed_bytes, now.merges, now.conflicts) == (size * 4, 1, 0)
-    assert told.of(Committed) == [Committed(size, is_merged) for is_merged in (False, False, True, False)]
+        assert (now.committed_bytes, now.merges, now.conflicts) == (size * 5, 1, 0)
+    assert told.of(Committed) == [Committed(size, is_merged) for is_merged in (False, False, True, False, False)]
 
 
 async def test_conflicts_and_retries_are_counted(new_store: NewStore, told: Recorder) -> None:
@@ -258,7 +260,7 @@ async def _finish(task: asyncio.Task[None]) -> None:
     await task
 
 
-@pytest.mark.parametrize("end", ["release", "rollback", "destroy", "raise"])
+@pytest.mark.parametrize("end", ["release", "rollback", "destroy", "regenerate_id", "raise"])
 async def test_however_it_ends_a_slow_hold_is_told_once(
     new_store: NewStore, told: Recorder, caplog: pytest.LogCaptureFixture, end: str
 ) -> None:
@@ -284,12 +286,53 @@ async def test_however_it_ends_a_slow_hold_is_told_once(
     assert len(told.of(HeldLong)) == 1
 
 
+async def test_a_block_with_several_variables_is_told_of_once(
+    new_store: NewStore, told: Recorder, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.CRITICAL, "asyncsess")
+    async with new_store(hooks=[told], slow_hold=0.01) as store:
+        session_id = await store.create(VALUES)
+        async with asyncio.TaskGroup() as tasks:
+            async with store.synchronize(session_id, *VALUES) as session:
+                for number, variable in enumerate(VALUES, 1):
+                    tasks.create_task(_enter(store, "synchronize", session_id, variable))
+                    await until(lambda: store.statistics().waiting == number)  # noqa: B023
+                await asyncio.sleep(0.02)
+                await session.release("n")
+    assert len(told.of(HeldLong)) == 1
+
+
 class _Nothing:
     def __enter__(self) -> None: ...
     def __exit__(self, *_: object) -> None: ...
 
 
 # Who is waited for.
+
+
+@pytest.mark.parametrize("from_another_store", [False, True], ids=["one store", "two stores"])
+@pytest.mark.parametrize("is_late", [False, True], ids=["in time", "late"])
+async def test_a_timeout_counts_from_when_the_holder_got_the_lock(
+    new_store: NewStore, kind: str, from_another_store: bool, is_late: bool
+) -> None:
+    async with new_store() as store, new_store() as other:
+        other = other if from_another_store and kind == "file" else store
+        session_id = await store.create(VALUES)
+        async with store.open(session_id, lease=0.1 if is_late else 30):
+            holds, may_go = asyncio.Event(), asyncio.Event()
+            holder = asyncio.create_task(hold(other, session_id, holds, may_go))
+            await until(lambda: other.statistics().waiting == 1)
+            granted = datetime.now(UTC)
+            if is_late:
+                await holds.wait()
+        await holds.wait()
+        for who in (store, other):
+            with pytest.raises(LockTimeoutError) as error:
+                await wait(who, session_id, timeout=0)
+            assert error.value.holder is not None
+            assert error.value.holder.since >= granted
+        may_go.set()
+        await holder
 
 HOLDER = """\
 import asyncio, sys

@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import os
+import signal
+import sys
+import time
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from datetime import UTC, datetime, timedelta
@@ -319,6 +322,49 @@ async def test_nothing_of_a_destroyed_session_is_left_on_the_disk(
     clock.advance(10**6)
     await store.delete_expired()
     assert [path for path in directory.rglob("*") if path.is_file()] == []
+
+
+KILLED_WHILE_IT_ERASES = """\
+import asyncio, os, sys
+from asyncsess import FileStore
+from asyncsess.backends.file.held import FileHeld
+
+async def main():
+    async with FileStore(sys.argv[1], idle_timeout=None, lifetime=None) as store:
+        FileHeld._erase = lambda self: os.kill(os.getpid(), 9)
+        await store.destroy(sys.argv[2])
+
+asyncio.run(main())
+"""
+
+
+@pytest.mark.parametrize("kind", ["file"])
+async def test_a_tombstone_of_a_killed_process_is_not_listed_and_is_swept_with_what_it_did_not_erase(
+    new_store: NewStore, directory: Path
+) -> None:
+    now = time.time()
+    async with new_store(idle_timeout=None, lifetime=None, clock=lambda: now) as store:
+        session_id = await store.create(VALUES)
+        killed = await asyncio.create_subprocess_exec(
+            sys.executable, "-c", KILLED_WHILE_IT_ERASES, directory, session_id
+        )
+        assert await killed.wait() == -signal.SIGKILL
+        assert [key async for key in store.keys()] == []  # noqa: SIM118 - no mapping
+        assert await is_dead(store, session_id, "open")
+        now += 100
+        await store.delete_expired()
+    assert [path for path in directory.rglob("*") if path.is_file()] == []
+
+
+@pytest.mark.parametrize("kind", ["file"])
+async def test_a_session_that_looks_like_a_tombstone_is_listed_and_kept(store: SessionStore, directory: Path) -> None:
+    """Whoever is killed before it writes one has set the times; and an import may have a session begin in 1970."""
+    session_id = await store.create(VALUES)
+    (path,) = (path for path in directory.rglob("*") if path.is_file())
+    os.utime(path, (0.0, 1.0))
+    assert [key async for key in store.keys()] == [key_of(session_id)]  # noqa: SIM118 - no mapping
+    await store.delete_expired()
+    assert await stored(store, session_id) == VALUES
 
 
 # The sign of theft.

@@ -15,6 +15,7 @@ import weakref
 from collections import deque
 from collections.abc import Generator
 from contextlib import contextmanager
+from datetime import UTC, datetime
 from typing import Any, Final
 
 from asyncsess.errors import DeadlockError, Holder, LockTimeoutError
@@ -64,6 +65,10 @@ class Turn:
     def is_late(self) -> bool:
         """Whether it has lasted longer than it was to."""
         return self.deadline <= boot_time()
+
+    def begins(self) -> None:
+        """Count from now on for how long its task keeps others waiting."""
+        self.holder = self.holder._replace(since=datetime.now(UTC))
 
     def queue(self) -> None:
         """Make this a waiter of the running loop."""
@@ -137,6 +142,7 @@ class Turns:
         ahead = None if turn.is_granted else self._leave(turn)
         if ahead is not None:
             raise LockTimeoutError(timeout, line.current.holder, ahead=ahead, state="running")
+        turn.begins()
         return turn
 
     def try_take(self, key: str, holder: Holder) -> Turn | None:

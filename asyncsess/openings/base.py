@@ -10,7 +10,7 @@ import weakref
 from abc import ABC, abstractmethod
 from collections.abc import Generator
 from contextlib import AbstractAsyncContextManager, contextmanager
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from types import TracebackType
 from typing import Any, Final, NamedTuple, TypeVar
 
@@ -48,7 +48,9 @@ class Block(ABC):
         caller: Who opens it, for those who time out waiting for it.
     """
 
-    __slots__ = ("_busy", "_caller", "_holder", "_key", "_policy", "_session", "_since", "_task", "_timeout")
+    __slots__ = (
+        "_busy", "_caller", "_has_told", "_holder", "_key", "_policy", "_session", "_since", "_task", "_timeout",
+    )  # fmt: skip
 
     _holder: Holder
     _session: Session
@@ -61,6 +63,7 @@ class Block(ABC):
         self._busy = asyncio.Lock()
         self._task: weakref.ref[asyncio.Task[Any]] | None = None
         self._since = 0.0
+        self._has_told = False
 
     def is_of(self, task: asyncio.Task[Any] | None) -> bool:
         """Tell whether a task opened this."""
@@ -105,10 +108,12 @@ class Block(ABC):
             raise
 
     def _note_if_long(self, held: Hold, since: float) -> None:
-        """Tell whoever watches that others had to wait for too long."""
+        """Tell whoever watches, once, that others had to wait for too long."""
         seconds = time.monotonic() - since
-        if seconds > self._policy.observer.slow_hold and held.is_contended:
-            self._policy.observer.note(HeldLong(self._holder, seconds))
+        if seconds > self._policy.observer.slow_hold and not self._has_told and held.is_contended:
+            self._has_told = True
+            holder = self._holder._replace(since=datetime.now(UTC) - timedelta(seconds=seconds))
+            self._policy.observer.note(HeldLong(holder, seconds))
 
     def _move(self, session_id: str, key: str) -> None:
         """Go on with the session under the id that leads to it now."""

@@ -150,6 +150,7 @@ class ExclusiveOpening(Block):
         is_moved = True
         try:
             if old is not None:
+                self._note_if_long(old, self._since)
                 with self._telling_of_loss():
                     await old.delete(tombstone)
         except LockLostError:  # whatever lies under the old id is not this block's to move

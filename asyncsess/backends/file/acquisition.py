@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from contextlib import suppress
@@ -18,6 +19,8 @@ from asyncsess.backends.turns import Turn, Turns, boot_time
 from asyncsess.errors import Holder, LockLostError, LockTimeoutError, StoreError
 
 T = TypeVar("T")
+
+logger = logging.getLogger("asyncsess")
 
 NOT_HELD: Final = "the session is no longer held; nothing was stored"
 
@@ -98,7 +101,11 @@ class Acquisition(ABC):
         """Whether anybody waits for this."""
         if self._turn is None or not self._turns.is_current(self._turn):
             return False
-        return self._turns.has_waiters(self._turn) or bool(self._file and self._file.is_marked())
+        try:
+            return self._turns.has_waiters(self._turn) or bool(self._file and self._file.is_marked())
+        except OSError as error:  # what was to be stored need not fail for that
+            logger.warning("whether others wait for a session could not be read: %s", error.strerror)
+            return False
 
     def _check_held(self) -> None:
         if self._turn is None or not self._turns.is_current(self._turn):
@@ -168,7 +175,12 @@ class Acquisition(ABC):
             file.mark()
             return Outcome.LATE if is_late(file) else Outcome.BUSY
         file.look_again()
+        self._wait_ends()
         return self._take(file)
+
+    def _wait_ends(self) -> None:
+        if self._turn:
+            self._turn.begins()
 
     def _opened(self) -> FileLock:
         if self._file is None:  # taken away meanwhile
@@ -187,10 +199,13 @@ class Acquisition(ABC):
 
     def _begin(self, file: FileLock) -> None:
         """Begin the lease, and say so in the file."""
-        lease = self._lease = Lease(self._holder, self._length)
+        lease = self._lease = self._new_lease()
         file.write(lease.encoded(), MARK_AT)
         if self._turn:
             self._turn.deadline = lease.deadline
+
+    def _new_lease(self) -> Lease:
+        return Lease(self._turn.holder if self._turn else self._holder, self._length)
 
     async def _alone(self, step: Callable[[], T]) -> T:
         """Do a step while nobody else changes which file the name leads to."""
@@ -211,6 +226,7 @@ class Acquisition(ABC):
         if not late.leads_here():
             return self._replaced()
         late.look_again()
+        self._wait_ends()
         if late.try_lock():
             outcome = self._take(late)
             return Outcome.HELD if outcome is Outcome.UNSURE else outcome

@@ -58,12 +58,17 @@ class FileHeld(SessionLock):
         before = self._snapshot
         if tombstone and before and 0 < before.version < layout.TOMBSTONE:
             version = before.version + 1 | layout.TOMBSTONE
+            await self._files.io.run(self._date, (0.0, tombstone.until))  # first, so that a sweep surely looks here
             await self._store(Record(tombstone.note, version, before.created_at, tombstone.until))
             await self._files.io.run(self._erase)
         elif self._file is not None:
             async with self._files.naming(self._key):
                 await self._files.write(self._files.delete, self._file, self._key)
         self.lose()
+
+    def _date(self, times: tuple[float, float]) -> None:
+        if self._file is not None:
+            os.utime(self._file.fd, times)
 
     def _erase(self) -> None:
         """Write zeros over the values of a deleted session."""

@@ -12,7 +12,6 @@ from asyncsess.backends.file.acquisition import Acquisition
 from asyncsess.backends.file.directory import name_of
 from asyncsess.backends.file.files import Files, decode, read_all, times_of
 from asyncsess.backends.file.layout import Claim, DamagedError, Snapshot
-from asyncsess.backends.file.lease import Lease
 from asyncsess.backends.file.lock import FileLock, NewFile
 from asyncsess.backends.file.waiting import Outcome, Patience
 from asyncsess.backends.turns import Turns
@@ -88,7 +87,7 @@ class SessionLock(Acquisition):
             snapshot = decode(data, self._key)
         except DamagedError as error:
             raise CorruptSessionError(str(error), self._files.quarantine(late, self._key, error)) from error
-        lease = self._lease = Lease(self._holder, self._length)
+        lease = self._lease = self._new_lease()
         self._note = layout.encode_note(layout.Note(claim.token, snapshot.version))
         new = self._files.make(data, lease.encoded(), self._note, times_of(snapshot))
         try:
@@ -123,7 +122,7 @@ class SessionLock(Acquisition):
 
     async def _publish(self, content: bytes) -> None:
         if self._lease is None:
-            self._lease = Lease(self._holder, self._length)
+            self._lease = self._new_lease()
         snapshot = layout.decode_file(content, self._key)
         claim, times = self._lease.encoded(), times_of(snapshot)
         new = await self._files.write(self._files.make, content, claim, self._note, times)

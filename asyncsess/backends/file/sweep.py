@@ -1,8 +1,9 @@
 """The sweep: delete what has expired, and what killed processes left behind.
 
 Whoever releases a session sets its file's times of access and modification to those of its creation and last use, or
-for a tombstone to zero and the time until which it stands. So whether it may be over shows without opening it; whether
-it really is is judged by its content, under its lock.
+for a tombstone to zero and the time until which it stands; the latter before it is written, so that it is found even if
+its writer is killed. So whether a file may be over shows without opening it; whether it really is is judged by its
+content, under its lock.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ from typing import Final, ParamSpec
 from asyncsess.backends.base import Record
 from asyncsess.backends.file import layout
 from asyncsess.backends.file.directory import LOCKS, SHARDS, TMP, key_of_name, list_directory, name_of
-from asyncsess.backends.file.files import Files, decode, read_all, record_of
+from asyncsess.backends.file.files import Files, UnsettledError, decode, read_all, record_of
 from asyncsess.backends.file.layout import DamagedError
 from asyncsess.backends.file.lock import FileLock
 from asyncsess.errors import SessionError
@@ -142,9 +143,18 @@ def keys_in(files: Files, shard: str) -> list[str]:
     for entry in list_directory(shard, files.directory.fd):
         key = key_of_name(shard, entry.name)
         with suppress(FileNotFoundError):
-            if key is None:
-                continue
-            status = entry.stat(follow_symlinks=False)
-            if status.st_size != _PLACEHOLDER_SIZE and status.st_atime:
+            if key is not None and _has_session(files, entry, key):
                 keys.append(key)
     return keys
+
+
+def _has_session(files: Files, entry: os.DirEntry[str], key: str) -> bool:
+    status = entry.stat(follow_symlinks=False)
+    if status.st_size == _PLACEHOLDER_SIZE:
+        return False
+    if status.st_atime:
+        return True
+    try:  # it seems to be a tombstone, or was about to become one
+        return isinstance(files.read(key), Record)
+    except (UnsettledError, SessionError):  # whoever opens it will be told
+        return True

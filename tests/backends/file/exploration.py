@@ -271,7 +271,7 @@ class Exploration:
                     if state in met:
                         break
                     met.add(state)
-                    ready = [actor for actor in self._actors.values() if not actor.result]
+                    ready = self._ready(order)
                     if not ready:
                         ends.add(state)
                         yield order, {name: actor.result for name, actor in self._actors.items()}
@@ -283,6 +283,12 @@ class Exploration:
                 self._end()
         self.states = len(met)
         assert met <= _reached(ends, comes_from), "there is a way to where nobody can go on"
+
+    def _ready(self, order: str) -> list[Actor]:
+        """Return who can go on. Followers do the same, so it makes no difference which of them goes first."""
+        late, *followers = self._actors.values()
+        begun = sum(follower.name in order for follower in followers)
+        return [actor for actor in (late, *followers[: begun + 1]) if not actor.result]
 
     def _go(self, actor: Actor) -> None:
         self._current = actor
