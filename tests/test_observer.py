@@ -292,13 +292,12 @@ async def test_a_block_with_several_variables_is_told_of_once(
     caplog.set_level(logging.CRITICAL, "asyncsess")
     async with new_store(hooks=[told], slow_hold=0.01) as store:
         session_id = await store.create(VALUES)
-        async with asyncio.TaskGroup() as tasks:
-            async with store.synchronize(session_id, *VALUES) as session:
-                for number, variable in enumerate(VALUES, 1):
-                    tasks.create_task(_enter(store, "synchronize", session_id, variable))
-                    await until(lambda: store.statistics().waiting == number)  # noqa: B023
-                await asyncio.sleep(0.02)
-                await session.release("n")
+        async with asyncio.TaskGroup() as tasks, store.synchronize(session_id, *VALUES) as session:
+            for number, variable in enumerate(VALUES, 1):
+                tasks.create_task(_enter(store, "synchronize", session_id, variable))
+                await until(lambda: store.statistics().waiting == number)  # noqa: B023
+            await asyncio.sleep(0.02)
+            await session.release("n")
     assert len(told.of(HeldLong)) == 1
 
 
@@ -333,6 +332,7 @@ async def test_a_timeout_counts_from_when_the_holder_got_the_lock(
             assert error.value.holder.since >= granted
         may_go.set()
         await holder
+
 
 HOLDER = """\
 import asyncio, sys

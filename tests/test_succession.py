@@ -535,3 +535,29 @@ async def test_a_store_that_is_closed_while_an_id_changes_says_so(
         await store.__aenter__()
         await session.rollback()
     assert await stored(store, first) == VALUES
+
+
+async def test_a_store_that_is_closed_as_soon_as_an_id_has_changed_loses_nothing(
+    store: SessionStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    first = await store.create(VALUES)
+    hold = store.backend.hold
+
+    @asynccontextmanager
+    async def hold_and_close(*args: Any, **options: Any) -> AsyncIterator[Held]:
+        async with hold(*args, **options) as held:
+            delete = held.delete
+
+            async def delete_and_close(tombstone: Tombstone | None = None) -> None:
+                await delete(tombstone)
+                await store.aclose(timeout=0)
+
+            monkeypatch.setattr(held, "delete", delete_and_close)
+            yield held
+
+    with monkeypatch.context() as patch:
+        patch.setattr(store.backend, "hold", hold_and_close)
+        async with store.open(first) as session:
+            await session.regenerate_id()
+    await store.__aenter__()
+    assert await stored(store, session.id) == VALUES

@@ -16,6 +16,8 @@ from asyncio import events
 from collections import defaultdict
 from collections.abc import Callable, Coroutine, Iterator, Mapping
 from contextlib import suppress
+from datetime import UTC, datetime
+from itertools import count
 from pathlib import Path
 from random import Random
 from types import SimpleNamespace
@@ -27,6 +29,7 @@ from portalocker.constants import LockFlags
 
 from asyncsess.backends import turns
 from asyncsess.backends.file import FileBackend, acquisition, files, layout, lease, lock, wakeup
+from asyncsess.backends.file.acquisition import Acquisition
 
 Play = Callable[[FileBackend], Coroutine[Any, Any, str]]
 LATER: Final = 60.0
@@ -43,7 +46,6 @@ class Actor:
     Attributes:
         is_watched: Whether it stops at all.
         seen: What its calls have returned: its state, as far as others made it.
-        made: How many files and tokens it has made.
         result: What it said in the end; empty until then.
     """
 
@@ -51,7 +53,6 @@ class Actor:
         self.name = name
         self.is_watched = False
         self.seen: list[object] = []
-        self.made = 0
         self.result = ""
         self._waits: object = None
         self._mark = 0
@@ -61,7 +62,7 @@ class Actor:
 
     def begin(self, play: Play) -> None:
         """Have it play, up to its first stop."""
-        self.is_watched, self.seen, self.made, self.result, self._waits = False, [], 0, "", None
+        self.is_watched, self.seen, self.result, self._waits = False, [], "", None
         self._thread = greenlet(self._play)
         self._director = getcurrent()
         self._thread.switch(play)
@@ -84,6 +85,10 @@ class Actor:
             del self.seen[self._mark :]
         else:
             self._waits, self._mark = where, len(self.seen)
+
+    def start_over(self, knows: object) -> None:
+        """Called by itself where it forgets all that it has seen, save for this."""
+        self.seen, self._waits = [knows], None
 
     def abandon(self) -> None:
         """End the play: it goes on, but no longer than to where it would wait."""
@@ -144,6 +149,7 @@ class Exploration:
         self._private: set[int] = set()
         self._locked: dict[str, str] = {}
         self._looks: dict[str, int] = {}
+        self._open_files: dict[int, int] = {}
         self._names: set[str] = set()
         self._open, self._pread, self._stat = os.open, os.pread, os.stat
         self._hooks = sys.get_asyncgen_hooks()
@@ -152,11 +158,15 @@ class Exploration:
     def _patch(self, monkeypatch: pytest.MonkeyPatch) -> None:
         for module in (turns, lease, acquisition):
             monkeypatch.setattr(module, "boot_time", lambda: self._now)
+        monkeypatch.setattr(turns, "datetime", SimpleNamespace(now=lambda _: datetime.fromtimestamp(self._now, UTC)))
         for name in _CALLS:
             monkeypatch.setattr(os, name, self._stepwise(name, getattr(os, name)))
         monkeypatch.setattr(lock, "_flock", self._stepwise("flock", lock._flock))
+        monkeypatch.setattr(os, "close", self._closing(os.close))
         monkeypatch.setattr(lease, "_tokens", self)
         monkeypatch.setattr(wakeup.Bell, "wait", lambda bell, _: self._pause(bell))
+        again = SimpleNamespace(sleep=lambda _: self._start_over(sys._getframe(1).f_locals["self"]))
+        monkeypatch.setattr(acquisition, "asyncio", again)
         monkeypatch.setattr(files, "asyncio", SimpleNamespace(sleep=lambda _: self._pause(sys._getframe(1))))
         clock = SimpleNamespace(time=time.time, monotonic=lambda: 0.0, sleep=lambda _: self._sleep(sys._getframe(1)))
         monkeypatch.setattr(files, "time", clock)
@@ -175,11 +185,18 @@ class Exploration:
         assert self._current is not None
         self._current.pause(where)
 
-    def __next__(self) -> int:
-        """Return the next token of a lease: the same in each play."""
+    async def _start_over(self, acquisition: Acquisition) -> None:
         assert self._current is not None
-        self._current.made += 1
-        return self._tokens[self._current] + self._current.made
+        self._current.start_over(("again", getattr(acquisition, "was_late", None)))
+
+    def __next__(self) -> int:
+        """Return a token for a lease: the same in each play, and one that no file tells of."""
+        assert self._current is not None
+        told = set[int]()
+        for label in self._living():
+            data = self._pread(self._looks[label], layout.SECTOR, 0).ljust(layout.SECTOR, b"\0")
+            told |= {layout.decode_claim(data, layout.MARK_AT).token, layout.decode_note(data).token}
+        return next(token for token in count(self._tokens[self._current]) if token not in told)
 
     # The calls.
 
@@ -215,13 +232,10 @@ class Exploration:
         was_there = name == "open" and self._leads_to(args[0]) is not None
         moved = self._stat(self._directory / args[0]).st_ino if name == "rename" else None
         result = call()
-        if name == "open" and not was_there:
-            actor.made += 1
-            number, label = os.fstat(result).st_ino, f"{actor.name}{actor.made}"
-            self._labels[number] = label
-            self._looks[label] = self._open(self._directory / args[0], os.O_RDONLY)
-            if not _is_public(args[0]):
-                self._private.add(number)
+        if name == "open":
+            self._open_files[result] = os.fstat(result).st_ino
+            if not was_there:
+                self._label(actor, args[0], os.fstat(result).st_ino)
         elif name == "flock":
             label = self._labels[os.fstat(args[0]).st_ino]
             if args[1] & LockFlags.UNBLOCK:
@@ -233,6 +247,32 @@ class Exploration:
         if name == "open" and _is_public(args[0]):
             self._names.add(args[0])
         return result
+
+    def _label(self, actor: Actor, name: str, number: int) -> None:
+        """Give a new file a label that no other has which is there."""
+        living = self._living()
+        label = next(label for label in map(f"{actor.name}{{}}".format, count(1)) if label not in living)
+        for old, its_label in list(self._labels.items()):
+            if its_label == label:
+                del self._labels[old]
+                os.close(self._looks.pop(label))
+        self._labels[number] = label
+        self._looks[label] = self._open(self._directory / name, os.O_RDONLY)
+        if not _is_public(name):
+            self._private.add(number)
+
+    def _living(self) -> set[str]:
+        """Return the labels of the files that have a name, or that an actor has open."""
+        opened = set(self._open_files.values())
+        statuses = {label: os.fstat(fd) for label, fd in self._looks.items()}
+        return {label for label, status in statuses.items() if status.st_nlink or status.st_ino in opened}
+
+    def _closing(self, close: Callable[[int], None]) -> Callable[[int], None]:
+        def closing(fd: int) -> None:
+            self._open_files.pop(fd, None)
+            close(fd)
+
+        return closing
 
     def _plain(self, name: str, args: tuple[Any, ...], result: Any) -> object:
         """Return what a call tells, in words that mean the same in every play."""
@@ -321,15 +361,16 @@ class Exploration:
         for name in (*self._names, *(f"tmp/{name}" for name in os.listdir(self._directory / "tmp"))):
             with suppress(FileNotFoundError):
                 (self._directory / name).unlink()
-        for known in (self._labels, self._looks, self._locked, self._private, self._names):
+        for known in (self._labels, self._looks, self._open_files, self._locked, self._private, self._names):
             known.clear()
 
     def _state(self) -> int:
         """Return what tells this moment from all that have another future."""
         named = tuple((name, self._leads_to(name)) for name in sorted(self._names))
-        contents = tuple((label, self._unmarked(self._pread(fd, 1 << 16, 0))) for label, fd in self._looks.items())
+        living = self._living()
+        contents = frozenset((label, self._unmarked(self._pread(self._looks[label], 1 << 16, 0))) for label in living)
         said = tuple((actor.result, tuple(actor.seen)) for actor in self._actors.values())
-        return hash((named, frozenset(contents), frozenset(self._locked.items()), said, tuple(sorted(self.noted))))
+        return hash((named, contents, frozenset(self._locked.items()), said, tuple(sorted(self.noted))))
 
     def _leads_to(self, name: str) -> str | None:
         try:
