@@ -22,6 +22,7 @@ from asyncsess.errors import (
     StoreError,
 )
 from asyncsess.events import Hook
+from asyncsess.openings import OwnedSession
 from asyncsess.operations import (
     Operation,
     append,
@@ -64,6 +65,7 @@ __all__ = [
     "MsgpackCodec",
     "Operation",
     "OperationError",
+    "OwnedSession",
     "ReadOnlySessionError",
     "Session",
     "SessionClosedError",

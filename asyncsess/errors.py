@@ -45,7 +45,16 @@ class InvalidSessionIdError(SessionError, ValueError):
 
 
 class SessionNotFoundError(SessionError, LookupError):
-    """There is no live session of this id: it is unknown, expired or was destroyed."""
+    """There is no live session of this id: it is unknown, expired or was destroyed.
+
+    Attributes:
+        died_at: Since when the id does not lead to a session any more, in UTC, if it was destroyed or replaced a moment
+            ago; None if nothing is known of it.
+    """
+
+    def __init__(self, message: str, died_at: datetime | None = None) -> None:
+        super().__init__(message)
+        self.died_at = died_at
 
 
 class ReadOnlySessionError(SessionError, TypeError):

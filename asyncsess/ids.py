@@ -34,6 +34,22 @@ def key_of(session_id: str) -> str:
     return hashlib.sha256(session_id.encode("ascii")).hexdigest()
 
 
+def group_of(owner: str) -> str:
+    """Return the name of the group of an owner's sessions: its SHA-256 as 64 hexadecimal digits.
+
+    Raises:
+        ValueError: The owner is not a string, or empty.
+    """
+    if not isinstance(owner, str) or not owner:
+        raise ValueError(f"an owner is named by a string that is not empty, such as a user's id; not {owner!r}")
+    return hashlib.sha256(b"owner\0" + owner.encode()).hexdigest()
+
+
+def handle_of(key: str) -> str:
+    """Return what names a session in public: it opens nothing, and neither the id nor the key follows from it."""
+    return hashlib.sha256(b"handle\0" + key.encode("ascii")).hexdigest()[:32]
+
+
 def _complaint(session_id: str) -> str:
     if not session_id:
         return "the session id is empty; pass None to start a new session"

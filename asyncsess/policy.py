@@ -67,6 +67,7 @@ class Policy:
         lease: Seconds for which a holder may keep others waiting.
         clock: Returns seconds since the epoch.
         observer: Who counts what happens.
+        max_sessions_per_owner: How many an owner may have; None for any number.
         openings: The blocks that have a session open for writing, or wait for one.
     """
 
@@ -77,6 +78,7 @@ class Policy:
     lease: float
     clock: Callable[[], float]
     observer: Observer
+    max_sessions_per_owner: int | None = None
     openings: Openings = field(default_factory=Openings)
 
     def seal(self, data: bytes, key: str) -> bytes:
@@ -115,7 +117,8 @@ class Policy:
 
     def destroyed(self) -> Tombstone:
         """Return what is left of a session that is destroyed."""
-        return Tombstone(b"", self.clock() + self._stand())
+        now = self.clock()
+        return Tombstone(succession.destroyed(now), now + self._stand())
 
     def succeeded(self, session_id: str, successor_id: str, grace: float) -> Tombstone:
         """Return what is left under the old id of a session that got a new one.
@@ -137,12 +140,16 @@ class Policy:
             SessionNotFoundError: It was destroyed, or the grace of the old id is over, which is reported.
         """
         found = succession.unseal(session_id, tombstone.note)
+        died_at = datetime.fromtimestamp(succession.died_at(tombstone.note), UTC)
         if found is None:
             raise SessionNotFoundError(
                 "there is no such session: it was destroyed, and so that no request in flight brings it back, its id "
-                f"stays dead for {max(0.0, tombstone.until - now):.0f} s more"
+                f"stays dead for {max(0.0, tombstone.until - now):.0f} s more",
+                died_at,
             )
         if found.grace_ends > now:
             return found.successor_id
-        self.observer.note(PredecessorUsed(datetime.fromtimestamp(found.grace_ends, UTC), found.successor_id))
-        raise SessionNotFoundError("there is no such session: it got another id, and the grace of this one is over")
+        self.observer.note(PredecessorUsed(died_at, found.successor_id))
+        raise SessionNotFoundError(
+            "there is no such session: it got another id, and the grace of this one is over", died_at
+        )

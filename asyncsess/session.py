@@ -10,8 +10,9 @@ from typing import Any, Final
 from asyncsess.codec import Codec
 from asyncsess.errors import CodecError, ReadOnlySessionError, SessionClosedError
 from asyncsess.expiry import seconds
+from asyncsess.ids import handle_of, key_of
 from asyncsess.keeper import NO_KEEPER, WHY_CLOSED, WRITABLE, Keeper, State
-from asyncsess.values import MISSING, is_same
+from asyncsess.values import MISSING, is_same, owner_of
 
 _LONGEST_GRACE: Final = 86400.0
 _ATOMS: Final = frozenset({type(None), bool, int, float, str, bytes, datetime})
@@ -29,8 +30,8 @@ class Session(MutableMapping[str, Any]):
     """
 
     __slots__ = (
-        "__weakref__", "_baseline", "_codec", "_created_at", "_ends_at", "_id", "_is_changed", "_is_exposed",
-        "_keeper", "_locked", "_state", "_touched", "_values", "_version",
+        "__weakref__", "_baseline", "_codec", "_created_at", "_ends_at", "_has_new_id", "_id", "_is_changed",
+        "_is_exposed", "_keeper", "_locked", "_state", "_touched", "_values", "_version",
     )  # fmt: skip
 
     def __init__(self, keeper: Keeper, session_id: str, state: State, codec: Codec) -> None:
@@ -40,7 +41,7 @@ class Session(MutableMapping[str, Any]):
         self._codec = codec
         self._values: dict[str, Any] = {}
         self._baseline: bytes | None = None
-        self._is_changed = self._is_exposed = False
+        self._is_changed = self._is_exposed = self._has_new_id = False
         self._touched = set[str]()
         self._locked: Collection[str] | None = None
         self._version = 0
@@ -102,6 +103,21 @@ class Session(MutableMapping[str, Any]):
     def id(self) -> str:
         """The session id. Whoever knows it has the session: never log it."""
         return self._id
+
+    @property
+    def handle(self) -> str:
+        """What names the session in public, as in `SessionStore.sessions_of`; it opens nothing."""
+        return handle_of(key_of(self._id))
+
+    @property
+    def owner(self) -> str | None:
+        """Who has logged in, see `asyncsess.web.login`; None if nobody has."""
+        return owner_of(self._values)
+
+    @property
+    def has_new_id(self) -> bool:
+        """Whether this block has given it the id that it has, so that its user is to be told."""
+        return self._has_new_id
 
     @property
     def version(self) -> int:
@@ -206,6 +222,7 @@ class Session(MutableMapping[str, Any]):
         if length > _LONGEST_GRACE:
             raise ValueError(f"grace must be at most {_LONGEST_GRACE:g} seconds, not {length:g}")
         await self._keeper.regenerate_id(length)
+        self._has_new_id = True
 
     # For the keeper.
 

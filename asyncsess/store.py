@@ -3,97 +3,37 @@
 from __future__ import annotations
 
 import sys
-import time
-from collections.abc import AsyncIterator, Callable, Coroutine, Mapping, Sequence
+from collections.abc import AsyncIterator, Coroutine, Mapping
 from contextlib import AbstractAsyncContextManager
 from datetime import timedelta
-from types import TracebackType
-from typing import Any, Final, Self
+from typing import Any
 
-from asyncsess.backends.base import Backend, Record, Tombstone
-from asyncsess.codec import Codec, MsgpackCodec
-from asyncsess.errors import StoreError
-from asyncsess.events import Hook
-from asyncsess.expiry import Expiry, limit, seconds
-from asyncsess.observer import Observer
+from asyncsess.expiry import limit
+from asyncsess.ids import key_of
+from asyncsess.lifecycle import Lifecycle
 from asyncsess.openings import (
     Caller,
     EditOpening,
     ExclusiveOpening,
+    OwnedSession,
     ReadonlyOpening,
     VariablesOpening,
     apply,
     attempts,
     destroy,
+    owned,
 )
 from asyncsess.operations import Operation
-from asyncsess.policy import Policy
 from asyncsess.rules import Resolve
 from asyncsess.session import Session
-from asyncsess.statistics import Statistics
-from asyncsess.sweeper import Sweeper
-
-_CLOSE_TIMEOUT: Final = 10.0
 
 
-class SessionStore:
+class SessionStore(Lifecycle):
     """Sessions over a backend.
 
-    Entered with ``async with``, it also deletes expired sessions from time to time, and closes itself at the end.
-
-    Args:
-        backend: Where sessions are kept.
-        idle_timeout: Seconds without use after which a session ends; None for no such limit.
-        lifetime: Seconds since its creation after which it ends in any case; None for no such limit.
-        lock_timeout: Seconds that `open` waits for other holders, unless it is told otherwise.
-        lease: Seconds after which those who wait may take a session over from a holder that was stopped or hangs.
-        slow_hold: Seconds for which somebody may keep others waiting without a warning in the log.
-        hooks: Who is told of every event of `asyncsess.events`, for metrics and alarms.
-        codec: How values become bytes; `MsgpackCodec` if None.
-        max_size: Bytes that an encoded session may have.
-        sweep_interval: Seconds between two sweeps; None for none.
-        clock: Returns seconds since the epoch; expiry is judged by it alone.
+    Entered with ``async with``, it also deletes expired sessions from time to time, and closes itself at the end. Its
+    options are those of `Lifecycle`.
     """
-
-    def __init__(
-        self,
-        backend: Backend,
-        *,
-        idle_timeout: float | timedelta | None = 1800.0,
-        lifetime: float | timedelta | None = 86400.0,
-        lock_timeout: float | timedelta = 40.0,
-        lease: float | timedelta = 30.0,
-        slow_hold: float | timedelta = 1.0,
-        hooks: Sequence[Hook] = (),
-        codec: Codec | None = None,
-        max_size: int = 1024 * 1024,
-        sweep_interval: float | timedelta | None = 300.0,
-        clock: Callable[[], float] = time.time,
-    ) -> None:
-        expiry = Expiry(limit(idle_timeout, "idle_timeout"), limit(lifetime, "lifetime"))
-        observer = Observer(hooks, seconds(slow_hold, "slow_hold"))
-        self._policy = Policy(
-            backend, codec or MsgpackCodec(), expiry, max_size, seconds(lease, "lease"), clock, observer
-        )
-        self._lock_timeout = seconds(lock_timeout, "lock_timeout", or_zero=True)
-        self._sweeper = Sweeper(self.delete_expired, limit(sweep_interval, "sweep_interval"))
-        self._swept = 0
-        self._is_closed = False
-
-    def __repr__(self) -> str:
-        return f"<{type(self).__name__} {self._policy.backend!r}>"
-
-    async def __aenter__(self) -> Self:
-        await self._policy.backend.open()
-        self._is_closed = False
-        self._policy.openings.begin()
-        self._sweeper.start()
-        return self
-
-    async def __aexit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
-    ) -> None:
-        await self.aclose()
 
     def open(
         self,
@@ -292,59 +232,48 @@ class SessionStore:
         """
         return destroy(self._policy, session_id, timeout=self._lock_timeout, caller=_caller())
 
-    async def delete_expired(self) -> int:
-        """Delete the sessions that have expired and are not open; return how many."""
-        policy = self._policy
-        deleted = await policy.backend.delete_expired(policy.expiry, now=policy.clock())
-        self._swept += deleted
-        return deleted
+    async def sessions_of(self, owner: str) -> list[OwnedSession]:
+        """Return the live sessions of whoever has logged in as this owner, the one used last first.
 
-    def _check_open(self) -> None:
-        if self._is_closed:
-            raise StoreError("the store was closed; enter it again, or make a new one")
-
-    def _wait(self, timeout: float | timedelta | None) -> float:
-        return self._lock_timeout if timeout is None else seconds(timeout, "timeout", or_zero=True)
-
-    @property
-    def backend(self) -> Backend:
-        """Where the sessions are kept."""
-        return self._policy.backend
-
-    def has_expired(self, record: Record | Tombstone) -> bool:
-        """Tell whether a record is that of an expired session, or a tombstone that has had its time."""
-        return self._policy.has_expired(record)
-
-    def keys(self) -> AsyncIterator[str]:
-        """Yield the keys of all sessions, also of those that expired since the last sweep.
-
-        A key is the SHA-256 of the id: it tells sessions apart, and opens none.
+        Raises:
+            StoreError: The store failed.
         """
-        return self._policy.backend.keys()
+        self._check_open()
+        return await owned.sessions_of(self._policy, owner)
 
-    def statistics(self) -> Statistics:
-        """Return what the store is doing right now, and has done."""
-        now = self._policy.backend.statistics()
-        return self._policy.observer.statistics(now, opened_now=len(self._policy.openings), swept=self._swept)
-
-    async def aclose(self, *, timeout: float = _CLOSE_TIMEOUT) -> None:
-        """Close the store.
-
-        Waits for the blocks that other tasks still have open. Whoever is late loses its lock: committing raises
-        `LockLostError`, and opening anything raises `StoreError`, until the store is entered again.
+    def destroy_all(self, owner: str, *, keep: Session | str | None = None) -> Coroutine[Any, Any, int]:
+        """Delete all sessions of an owner, once whoever holds them is done; return how many there were.
 
         Args:
-            timeout: Seconds to wait.
+            owner: Whose.
+            keep: The session, or its id, that stays: that of who asks for the others to end.
+
+        Raises:
+            LockTimeoutError, DeadlockError, StoreError: As `destroy`; the others were deleted nevertheless.
         """
-        self._is_closed = True
-        try:
-            await self._sweeper.stop()
-            await self._policy.openings.until_others_end(timeout)
-        finally:
-            await self._policy.backend.aclose()
+        self._check_open()
+        spared = keep.id if isinstance(keep, Session) else keep
+        return owned.destroy_all(
+            self._policy,
+            owner,
+            spared=None if spared is None else key_of(spared),
+            timeout=self._lock_timeout,
+            caller=_caller(),
+        )
+
+    def destroy_one(self, owner: str, handle: str) -> Coroutine[Any, Any, bool]:
+        """Delete the session of an owner that has a handle, see `sessions_of`; return whether there was one.
+
+        Raises:
+            LockTimeoutError, DeadlockError, StoreError: As `destroy`.
+        """
+        self._check_open()
+        return owned.destroy_one(self._policy, owner, handle, timeout=self._lock_timeout, caller=_caller())
 
 
 def _caller() -> Caller:
-    """Return the file and line that called this module."""
+    """Return the file and line that called this package."""
     frame = sys._getframe(2)
+    while frame.f_globals.get("__name__", "").startswith("asyncsess.") and frame.f_back:
+        frame = frame.f_back
     return Caller(frame.f_code.co_filename, frame.f_lineno)

@@ -15,7 +15,7 @@ from asyncsess.store import SessionStore
 
 
 class StoreOptions(TypedDict, total=False):
-    """What every store can be told; see `SessionStore`."""
+    """What every store can be told; see `Lifecycle`."""
 
     idle_timeout: float | timedelta | None
     lifetime: float | timedelta | None
@@ -25,6 +25,7 @@ class StoreOptions(TypedDict, total=False):
     hooks: Sequence[Hook]
     codec: Codec | None
     max_size: int
+    max_sessions_per_owner: int | None
     sweep_interval: float | timedelta | None
     clock: Callable[[], float]
 
@@ -44,7 +45,7 @@ class FileStore(SessionStore):
         io: ``"loop"`` runs file calls on the event loop, ``"thread"`` in threads, ``"auto"`` on the loop as long as
             they take microseconds.
         allow_network_fs: Accept a network file system, on which one machine alone may use the store.
-        **options: As for `SessionStore`.
+        **options: As for `Lifecycle`.
 
     Raises:
         StoreError: On first use: the directory can't be used, or is not safe; the message says what to do.
@@ -67,7 +68,7 @@ class MemoryStore(SessionStore):
     """Sessions in this process's memory, with the same semantics; for tests, and for a single process.
 
     Args:
-        **options: As for `SessionStore`.
+        **options: As for `Lifecycle`.
     """
 
     def __init__(self, **options: Unpack[StoreOptions]) -> None:

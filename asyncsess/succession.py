@@ -1,4 +1,4 @@
-"""What a tombstone says of a session that lives on under another id: pure functions.
+"""What a tombstone says: that a session was destroyed, or under which other id it lives on. Pure functions.
 
 No id lies on the disk, so the successor's is sealed: with a pad and a tag that only the predecessor's id gives. Each is
 the BLAKE2b (RFC 7693) of that id with a salt that is used once.
@@ -13,6 +13,7 @@ from hmac import compare_digest
 from typing import Final, NamedTuple
 
 _HEAD: Final = struct.Struct("<d16s16s")
+_DEATH: Final = struct.Struct("<d")
 _SALT_LENGTH: Final = 16
 _TAG_LENGTH: Final = 16
 
@@ -32,6 +33,21 @@ class Succession(NamedTuple):
         return f"<Succession grace_ends={self.grace_ends}>"
 
 
+def destroyed(at: float) -> bytes:
+    """Return what stands for a session that was destroyed at a time of the store's clock."""
+    return _DEATH.pack(at)
+
+
+def is_succession(note: bytes) -> bool:
+    """Tell whether a session lives on under another id."""
+    return len(note) > _HEAD.size
+
+
+def died_at(note: bytes) -> float:
+    """Return when the id ceased, or ceases, to lead to the session, in seconds of the store's clock."""
+    return float(_DEATH.unpack_from(note)[0])
+
+
 def seal(session_id: str, succession: Succession) -> bytes:
     """Return what only the old id opens; an id has at most 64 characters here, and a fresh one 43."""
     salt, successor = secrets.token_bytes(_SALT_LENGTH), succession.successor_id.encode("ascii")
@@ -41,7 +57,7 @@ def seal(session_id: str, succession: Succession) -> bytes:
 
 def unseal(session_id: str, note: bytes) -> Succession | None:
     """Return what was sealed under an id; None for what is not of that kind."""
-    if len(note) <= _HEAD.size:
+    if not is_succession(note):
         return None
     grace_ends, salt, tag = _HEAD.unpack_from(note)
     successor = _padded(session_id, salt, note[_HEAD.size :])

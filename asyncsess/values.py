@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from enum import Enum
 from typing import Any, Final
 
@@ -18,6 +19,16 @@ class Missing(Enum):
 
 MISSING: Final = Missing.MISSING
 """Stands for the value of a key that is not there. None is a value."""
+
+
+OWNER: Final = "_owner"
+"""The key under which a session names its owner."""
+
+
+def owner_of(values: Mapping[str, Any]) -> str | None:
+    """Return the owner of a session that holds these values; None if nobody has logged in."""
+    ownership = values.get(OWNER)
+    return ownership.get("id") if isinstance(ownership, dict) else None
 
 
 def is_same(one: Any, other: Any) -> bool:

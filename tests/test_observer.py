@@ -105,11 +105,10 @@ async def test_commits_are_counted_by_their_bytes_and_merges_apart(new_store: Ne
         async with store.edit(session_id) as session:
             session["n"] = 1
             await store.apply(session_id, put("m", 1))
-        async with store.open(session_id):
-            pass
+        async with store.open(session_id) as session:
+            await session.regenerate_id()
         async with store.edit(session_id) as session:
             session["n"] = 2
-            await session.regenerate_id()
         now = store.statistics()
         assert (now.committed_bytes, now.merges, now.conflicts) == (size * 5, 1, 0)
     assert told.of(Committed) == [Committed(size, is_merged) for is_merged in (False, False, True, False, False)]
@@ -284,6 +283,16 @@ async def test_however_it_ends_a_slow_hold_is_told_once(
             assert end == "raise"
         await waiter
     assert len(told.of(HeldLong)) == 1
+
+
+async def test_a_session_that_is_begun_by_its_new_id_is_no_slow_hold(
+    new_store: NewStore, told: Recorder, caplog: pytest.LogCaptureFixture
+) -> None:
+    async with new_store(hooks=[told], slow_hold=60) as store, asyncio.TaskGroup() as tasks, store.open() as session:
+        await session.regenerate_id()
+        tasks.create_task(wait(store, session.id))
+        await until(lambda: store.statistics().waiting == 1)
+    assert told.of(HeldLong) == []
 
 
 async def test_a_block_with_several_variables_is_told_of_once(

@@ -13,7 +13,7 @@ expiry: it compares times only as an `Expiry` tells it. `asyncsess.testing.Backe
 from __future__ import annotations
 
 import math
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Mapping
 from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass
 from typing import NamedTuple, Protocol
@@ -216,8 +216,26 @@ class Backend(Protocol):
         """
         ...
 
+    async def add_member(self, group: str, key: str, *, now: float) -> None:
+        """Add a key to a group, such as that of an owner's sessions. It need not have a record yet, nor later on.
+
+        A group is named by 64 hexadecimal digits, and is there as long as it has members. Adding one again notes the
+        time anew.
+        """
+        ...
+
+    async def members(self, group: str) -> Mapping[str, float]:
+        """Return the keys in a group, and when each was added. Whoever asks looks whether they have a record."""
+        ...
+
+    async def remove_member(self, group: str, key: str) -> None:
+        """Remove a key from a group, if it is there."""
+        ...
+
     async def delete_expired(self, expiry: Expiry, *, now: float) -> int:
         """Delete the records that have expired and are not held; return how many. Tombstones go too, but do not count.
+
+        So do members of groups that have neither a record nor a tombstone, a minute after they were added.
 
         One damaged record does not keep the others from being deleted. Several processes may call this at once.
         """

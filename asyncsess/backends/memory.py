@@ -6,16 +6,17 @@ import math
 import os
 import threading
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Collection, Mapping
 from datetime import UTC, datetime
 from types import TracebackType
-from typing import Self
+from typing import Final, Self
 
 from asyncsess.backends.base import BackendStatistics, Found, Record, Tombstone
 from asyncsess.backends.turns import Turn, Turns, boot_time
 from asyncsess.errors import Holder, LockLostError, StoreError
 from asyncsess.expiry import Expiry
 
+_MEMBER_AGE: Final = 60.0
 _SWEEPER = Holder(os.getpid(), "sweeper", datetime.fromtimestamp(0, UTC), __name__)
 
 
@@ -24,6 +25,7 @@ class MemoryBackend:
 
     def __init__(self) -> None:
         self._records: dict[str, Record | Tombstone] = {}
+        self._groups: dict[str, dict[str, float]] = {}  # a change replaces the inner one, which readers may have
         self._turns = Turns()
         self._guard = threading.Lock()  # a touch comes without a turn, perhaps from another thread
         self._is_closed = False
@@ -61,6 +63,25 @@ class MemoryBackend:
         self._check_open()
         self._touch(key, now)
 
+    async def add_member(self, group: str, key: str, *, now: float) -> None:
+        self._check_open()
+        with self._guard:
+            self._groups[group] = {**self._groups.get(group, {}), key: now}
+
+    async def members(self, group: str) -> Mapping[str, float]:
+        self._check_open()
+        return self._groups.get(group, {})
+
+    async def remove_member(self, group: str, key: str) -> None:
+        self._check_open()
+        self._remove_members(group, {key})
+
+    def _remove_members(self, group: str, keys: Collection[str]) -> None:
+        with self._guard:
+            left = {key: added_at for key, added_at in self._groups.pop(group, {}).items() if key not in keys}
+            if left:
+                self._groups[group] = left
+
     async def delete_expired(self, expiry: Expiry, *, now: float) -> int:
         self._check_open()
         deleted = 0
@@ -75,6 +96,9 @@ class MemoryBackend:
                     del self._records[key]
                     deleted += isinstance(record, Record)
             self._turns.give_back(turn)
+        for group, members in list(self._groups.items()):
+            old = {key for key, added_at in members.items() if added_at < now - _MEMBER_AGE}
+            self._remove_members(group, old - self._records.keys())
         return deleted
 
     async def keys(self) -> AsyncIterator[str]:

@@ -6,6 +6,7 @@ What is read and committed when stands here, over any backend.
 from asyncsess.openings.base import Caller, holder_at
 from asyncsess.openings.edit import EditOpening, attempts
 from asyncsess.openings.exclusive import ExclusiveOpening, apply, destroy
+from asyncsess.openings.owned import OwnedSession
 from asyncsess.openings.readonly import ReadonlyOpening
 from asyncsess.openings.variables import VariablesOpening
 
@@ -13,6 +14,7 @@ __all__ = [
     "Caller",
     "EditOpening",
     "ExclusiveOpening",
+    "OwnedSession",
     "ReadonlyOpening",
     "VariablesOpening",
     "apply",

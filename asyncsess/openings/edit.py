@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import random
-from collections.abc import AsyncIterator, Collection
+from collections.abc import AsyncIterator, Awaitable, Callable, Collection
 from contextlib import AbstractAsyncContextManager, suppress
+from functools import partial
 from types import TracebackType
 from typing import Any, Final
 
@@ -101,11 +102,11 @@ class EditOpening(Block):
 
     async def regenerate_id(self, grace: float) -> None:
         async with self._busy:
-            self._session.check_writable()
-            await self._commit(State.OPTIMISTIC)
-            async with self._exclusive() as session:
-                await session.regenerate_id(grace=grace)
-                self._move(session.id, key_of(session.id))
+            session = self._session
+            session.check_writable()
+            session.check_locked()
+            # What was changed is stored under the new id alone: a login would else be that of the old one as well.
+            await self._exchange(session.take_changes() or session.baseline, partial(self._store_anew, grace))
 
     async def _load(self) -> None:
         self._created_at = (await self._load_snapshot()).created_at
@@ -119,10 +120,14 @@ class EditOpening(Block):
         session.check_locked()
         data = session.take_changes()
         session.becomes(then)
-        if data is None:
-            return
+        if data is not None:
+            await self._exchange(data, self._store)
+
+    async def _exchange(self, data: bytes, store: Callable[[bytes], Awaitable[tuple[Record, bytes]]]) -> None:
+        """Store encoded values, merged into what others stored, and go on with both."""
+        session = self._session
         try:
-            record, merged = await self._store(data)
+            record, merged = await store(data)
         except BaseException:
             session.not_committed()
             raise
@@ -151,7 +156,7 @@ class EditOpening(Block):
             if record is None or record.created_at != self._created_at or policy.has_expired(record):
                 raise SessionNotFoundError(NOT_FOUND)
             theirs = policy.codec.unseal(record.payload, key)
-            merged = ours if theirs == self._session.baseline else self._merged(ours, theirs)
+            merged = self._merged(ours, theirs)
             if merged != theirs:
                 record = await commit(policy, held, merged, key, holder, is_merged=merged is not ours)
             await held.release(now=policy.clock())
@@ -159,10 +164,26 @@ class EditOpening(Block):
             await hold.__aexit__(None, None, None)
         return record, merged
 
+    async def _store_anew(self, grace: float, ours: bytes) -> tuple[Record, bytes]:
+        """Lock, merge and commit under a fresh id; return what is stored now, also as encoded values."""
+        opening = self._exclusive()
+        async with opening as session:
+            await self._check_locks()
+            if opening.record.created_at != self._created_at:
+                raise SessionNotFoundError(NOT_FOUND)
+            merged = self._merged(ours, session.baseline)
+            if merged != session.baseline:
+                session.replace(self._policy.codec.decode(merged))
+            await session.regenerate_id(grace=grace)
+            self._move(session.id, key_of(session.id))
+            return opening.record, merged
+
     async def _check_locks(self) -> None:
         """Make sure that what this holds beside the session has not been taken over."""
 
     def _merged(self, ours: bytes, theirs: bytes) -> bytes:
+        if theirs == self._session.baseline:
+            return ours
         codec = self._policy.codec
         base = codec.decode(self._session.baseline)
         try:

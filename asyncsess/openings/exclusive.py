@@ -13,10 +13,12 @@ from asyncsess.errors import LockLostError, SessionError, SessionNotFoundError
 from asyncsess.events import Mode
 from asyncsess.ids import key_of, new_session_id
 from asyncsess.keeper import State
+from asyncsess.openings import owned
 from asyncsess.openings.base import NOT_FOUND, Block, Caller, commit, holder_at, lock
 from asyncsess.operations import Operation
 from asyncsess.policy import Policy
 from asyncsess.session import Session
+from asyncsess.values import owner_of
 
 
 async def destroy(policy: Policy, session_id: str, *, timeout: float, caller: Caller) -> bool:
@@ -47,7 +49,7 @@ class ExclusiveOpening(Block):
         mode: What it is opened for, to be counted.
     """
 
-    __slots__ = ("_create", "_held", "_hold", "_is_fresh", "_lease", "_mode")
+    __slots__ = ("_create", "_held", "_hold", "_is_fresh", "_lease", "_mode", "_newcomer")
 
     def __init__(
         self,
@@ -67,6 +69,7 @@ class ExclusiveOpening(Block):
         self._create = create
         self._lease = policy.lease if lease is None else lease
         self._mode: Mode = mode
+        self._newcomer: str | None = None
         self._hold: AbstractAsyncContextManager[Held] | None = None
         self._held: Held | None = None
 
@@ -80,6 +83,18 @@ class ExclusiveOpening(Block):
             raise
         self._policy.observer.note_opened(self._mode)
         return self._session
+
+    @property
+    def record(self) -> Record:
+        """What is stored, as of the grant, then as of the last commit.
+
+        Raises:
+            LockLostError: Nothing is held.
+        """
+        found = None if self._held is None else self._held.record
+        if not isinstance(found, Record):
+            raise LockLostError("the session is no longer held")
+        return found
 
     async def save(self) -> None:
         async with self._busy:
@@ -133,7 +148,9 @@ class ExclusiveOpening(Block):
     async def regenerate_id(self, grace: float) -> None:
         async with self._busy:
             self._session.check_writable()
+            owner, before = self._session.owner, owner_of(self._policy.codec.decode(self._session.baseline))
             await self._regenerate_id(grace)
+            self._newcomer = owner if owner != before else self._newcomer
 
     async def _regenerate_id(self, grace: float) -> None:
         session_id, session, policy = new_session_id(), self._session, self._policy
@@ -144,6 +161,8 @@ class ExclusiveOpening(Block):
         before = None if self._held is None else self._held.record
         created_at = before.created_at if isinstance(before, Record) else now
         backend, old, old_hold = policy.backend, self._held, self._hold
+        if session.owner is not None:
+            await owned.join(policy, session.owner, key)
         new_hold = backend.create(key, payload, created_at=created_at, now=now, holder=self._holder, lease=self._lease)
         new = await new_hold.__aenter__()
         record, tombstone = new.record, policy.succeeded(session.id, session_id, grace)
@@ -162,6 +181,7 @@ class ExclusiveOpening(Block):
             raise
         finally:
             if is_moved:
+                self._since = self._since if old else time.monotonic()
                 self._hold, self._held = new_hold, new
                 self._move(session_id, key)
                 policy.observer.note_committed(len(payload))
@@ -255,6 +275,9 @@ class ExclusiveOpening(Block):
     async def _leave(self) -> None:
         self._policy.openings.discard(self)
         await self._let_go()
+        newcomer, self._newcomer = self._newcomer, None
+        if newcomer is not None:  # not before: two that log in could else wait for each other
+            await owned.evict(self._policy, newcomer, self._key, timeout=self._timeout, caller=self._caller)
 
 
 async def apply(opening: ExclusiveOpening, operations: Sequence[Operation]) -> tuple[Any, ...]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import os
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Mapping
 from contextlib import closing
 from datetime import UTC, datetime
 from typing import Final, Literal
@@ -12,6 +12,7 @@ from typing import Final, Literal
 from asyncsess.backends.base import BackendStatistics, Found, Record
 from asyncsess.backends.file.directory import SHARDS, Directory
 from asyncsess.backends.file.files import Files, UnsettledError
+from asyncsess.backends.file.groups import Groups
 from asyncsess.backends.file.held import FileHeld
 from asyncsess.backends.file.io import IO, IOMode
 from asyncsess.backends.file.lock import DirectoryLock
@@ -50,6 +51,7 @@ class FileBackend:
         is_durable = durability == "power"
         self._directory = Directory(directory, allow_network_fs=allow_network_fs, is_durable=is_durable)
         self._files = Files(self._directory, self._io, is_durable=is_durable)
+        self._groups = Groups(self._directory, is_durable=is_durable)
         self._turns = Turns()
 
     def __repr__(self) -> str:
@@ -92,12 +94,24 @@ class FileBackend:
         await self._files.ready()
         await self._io.run(self._files.touch, key, now)
 
+    async def add_member(self, group: str, key: str, *, now: float) -> None:
+        await self._files.ready()
+        await self._files.write(self._groups.add, group, key, now)
+
+    async def members(self, group: str) -> Mapping[str, float]:
+        await self._files.ready()
+        return await self._io.in_thread(self._groups.members, group)
+
+    async def remove_member(self, group: str, key: str) -> None:
+        await self._files.ready()
+        await self._io.run(self._groups.remove, group, key)
+
     async def delete_expired(self, expiry: Expiry, *, now: float) -> int:
         await self._files.ready()
         with closing(await self._io.run(DirectoryLock, ".", self._directory.fd)) as lock:
             if not lock.try_lock():  # another process sweeps
                 return 0
-            sweep = Sweep(self._files, expiry, now)
+            sweep = Sweep(self._files, self._groups, expiry, now)
             while await self._io.in_thread(sweep.step):
                 pass
             return sweep.deleted

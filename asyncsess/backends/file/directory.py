@@ -2,6 +2,7 @@
 
     <root>/<2 hex>/<62 hex>   a session, by its key      <root>/tmp/      files that are being made
     <root>/corrupt/           damaged sessions, kept     <root>/locks/    locks of variables, while they are held
+    <root>/groups/            who has which sessions
 
 Everything is reached through a descriptor of the root, so a path that is exchanged for a symbolic link after the check
 leads nowhere else. Files have mode 0600, directories 0700, whatever the umask.

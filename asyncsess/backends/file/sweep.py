@@ -17,7 +17,8 @@ from typing import Final, ParamSpec
 from asyncsess.backends.base import Record
 from asyncsess.backends.file import layout
 from asyncsess.backends.file.directory import LOCKS, SHARDS, TMP, key_of_name, list_directory, name_of
-from asyncsess.backends.file.files import Files, UnsettledError, decode, read_all, record_of
+from asyncsess.backends.file.files import Files, UnsettledError, decode, exists, read_all, record_of
+from asyncsess.backends.file.groups import Groups
 from asyncsess.backends.file.layout import DamagedError
 from asyncsess.backends.file.lock import FileLock
 from asyncsess.errors import SessionError
@@ -38,12 +39,14 @@ class Sweep:
 
     Args:
         files: The files of the store.
+        groups: Its groups.
         expiry: What has expired.
         now: By this clock.
     """
 
-    def __init__(self, files: Files, expiry: Expiry, now: float) -> None:
+    def __init__(self, files: Files, groups: Groups, expiry: Expiry, now: float) -> None:
         self._files = files
+        self._groups = groups
         self._expiry = expiry
         self._now = now
         self._entries = self._leftovers_then_sessions()
@@ -64,6 +67,9 @@ class Sweep:
             for entry in list_directory(directory, self._files.directory.fd):
                 self._guarded(self._look_at_leftover, directory, entry)
                 yield
+        for group, key, added_at in self._groups.all_members():
+            self._guarded(self._look_at_member, group, key, added_at)
+            yield
         for shard in SHARDS:
             candidates: list[str] = []
             for entry in list_directory(shard, self._files.directory.fd):
@@ -95,6 +101,11 @@ class Sweep:
                 self._files.delete_alone(file, entry.name)
             elif file.leads_here():
                 os.unlink(name, dir_fd=self._files.directory.fd)
+
+    def _look_at_member(self, group: str, key: str, added_at: float) -> None:
+        """Remove a member that has no session; one that was added a moment ago may get it yet."""
+        if added_at < self._now - _LEFTOVER_AGE and not exists(name_of(key), self._files.directory.fd):
+            self._groups.remove(group, key)
 
     def _look_at_session(self, entry: os.DirEntry[str], key: str | None, candidates: list[str]) -> None:
         """Note a session that seems to have expired or was never committed, or a tombstone that has had its time."""

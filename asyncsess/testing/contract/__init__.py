@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 
 from asyncsess.backends.base import Backend
+from asyncsess.testing.contract.groups import GroupContract
 from asyncsess.testing.contract.helpers import KEY, NOW, OTHER_KEY, create, hold, put
 from asyncsess.testing.contract.holds import HoldContract
 from asyncsess.testing.contract.names import NameContract
@@ -13,7 +14,7 @@ from asyncsess.testing.contract.records import RecordContract
 __all__ = ["KEY", "NOW", "OTHER_KEY", "BackendContract", "create", "hold", "put"]
 
 
-class BackendContract(RecordContract, HoldContract, NameContract):
+class BackendContract(RecordContract, HoldContract, NameContract, GroupContract):
     """What `asyncsess.backends.base` promises, as tests.
 
         class TestMyBackend(BackendContract):
