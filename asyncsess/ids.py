@@ -9,12 +9,18 @@ import secrets
 from asyncsess.errors import InvalidSessionIdError
 
 _MAX_LENGTH = 128
+_is_fresh = re.compile(r"[A-Za-z0-9_-]{43}", re.ASCII).fullmatch
 _is_valid = re.compile(r"[A-Za-z0-9_-][A-Za-z0-9._:-]{0,127}", re.ASCII).fullmatch
 
 
 def new_session_id() -> str:
     """Return a fresh id: 256 bits from the system's generator, as 43 URL-safe characters."""
     return secrets.token_urlsafe(32)
+
+
+def is_issued(text: str) -> bool:
+    """Tell whether a text has the form of the ids that `new_session_id` makes."""
+    return _is_fresh(text) is not None
 
 
 def key_of(session_id: str) -> str:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import AsyncIterator, Callable, Sequence
-from datetime import timedelta
+from datetime import UTC, datetime, timedelta
 from types import TracebackType
 from typing import Final, Self
 
@@ -102,6 +102,15 @@ class Lifecycle:
 
     def _wait(self, timeout: float | timedelta | None) -> float:
         return self._lock_timeout if timeout is None else seconds(timeout, "timeout", or_zero=True)
+
+    @property
+    def lifetime(self) -> float | None:
+        """Seconds for which a session lasts at most; None for no such limit."""
+        return self._policy.expiry.lifetime
+
+    def now(self) -> datetime:
+        """Return the time by the store's clock, in UTC."""
+        return datetime.fromtimestamp(self._policy.clock(), UTC)
 
     @property
     def backend(self) -> Backend:

@@ -79,7 +79,7 @@ class SessionStore(Lifecycle):
         return ReadonlyOpening(self._policy, session_id)
 
     def edit(
-        self, session_id: str, *, resolve: Resolve = None, timeout: float | timedelta | None = None
+        self, session_id: str | None, *, resolve: Resolve = None, timeout: float | timedelta | None = None
     ) -> AbstractAsyncContextManager[Session]:
         """Open a session without a lock, for the block of an ``async with``.
 
@@ -91,7 +91,7 @@ class SessionStore(Lifecycle):
                 session["hits"] += 1
 
         Args:
-            session_id: Which session.
+            session_id: Which session; None to start a new one under a fresh id, stored once something is put in.
             resolve: What becomes of a key that both this block and others changed: a rule of `asyncsess.rules` for all
                 keys, or a mapping from a key, a glob pattern or a compiled regular expression to a rule, of which the
                 first that matches is taken. Without a rule, both making the same of it is agreement, so a counter needs

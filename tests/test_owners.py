@@ -318,6 +318,18 @@ async def test_a_login_too_many_ends_the_session_used_least_recently(new_store: 
         assert await handles(store) == {handle(session.id), handle(third)}
 
 
+async def test_whoever_has_just_logged_in_stays_although_others_are_busier(
+    new_store: NewStore, clock: FakeClock
+) -> None:
+    async with new_store(max_sessions_per_owner=1) as store:
+        first = await log_in(store)
+        clock.advance(1)
+        async with store.open() as session:
+            await login(session, "ada")
+            await store.backend.touch(key_of(first), now=clock() + 1)  # by a process whose turn comes first
+        assert await handles(store) == {handle(session.id)}
+
+
 async def test_many_logins_at_once_leave_as_many_as_are_allowed(new_store: NewStore) -> None:
     async with new_store(max_sessions_per_owner=3) as store:
         await asyncio.gather(*(log_in(store) for _ in range(10)))

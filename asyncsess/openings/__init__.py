@@ -7,10 +7,11 @@ from asyncsess.openings.base import Caller, holder_at
 from asyncsess.openings.edit import EditOpening, attempts
 from asyncsess.openings.exclusive import ExclusiveOpening, apply, destroy
 from asyncsess.openings.owned import OwnedSession
-from asyncsess.openings.readonly import ReadonlyOpening
+from asyncsess.openings.readonly import AbsentOpening, ReadonlyOpening
 from asyncsess.openings.variables import VariablesOpening
 
 __all__ = [
+    "AbsentOpening",
     "Caller",
     "EditOpening",
     "ExclusiveOpening",

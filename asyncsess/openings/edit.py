@@ -13,9 +13,10 @@ from typing import Any, Final
 from asyncsess.backends.base import Record
 from asyncsess.errors import CodecError, ConflictError, SessionNotFoundError
 from asyncsess.events import Conflicted, Mode, Retried
-from asyncsess.ids import key_of
+from asyncsess.ids import key_of, new_session_id
 from asyncsess.keeper import State
 from asyncsess.merge import merge
+from asyncsess.openings import owned
 from asyncsess.openings.base import NOT_FOUND, Block, Caller, commit, holder_at, lock
 from asyncsess.openings.exclusive import ExclusiveOpening
 from asyncsess.policy import Policy
@@ -29,24 +30,27 @@ class EditOpening(Block):
     """A session that is read at once and locked only to commit what was changed in it.
 
     Args:
-        policy, session_id, caller: As `Block`.
+        policy, caller: As `Block`.
+        session_id: None for a new session under a fresh id.
         resolve: What settles conflicts.
         timeout: Seconds to wait for the lock, at each commit.
         mode: What it is opened for, to be counted.
     """
 
-    __slots__ = ("_created_at", "_mode", "_resolve")
+    __slots__ = ("_created_at", "_is_fresh", "_mode", "_resolve")
 
     def __init__(
         self,
         policy: Policy,
-        session_id: str,
+        session_id: str | None,
         *,
         resolve: Resolve,
         timeout: float,
         caller: Caller,
         mode: Mode = "edit",
     ) -> None:
+        self._is_fresh = session_id is None
+        session_id = session_id if session_id is not None else new_session_id()
         super().__init__(policy, session_id, timeout=timeout, caller=caller)
         self._session = Session(self, session_id, State.OPTIMISTIC, policy.codec)
         self._resolve = resolve
@@ -64,7 +68,8 @@ class EditOpening(Block):
 
     async def _enter(self) -> None:
         """Read the session."""
-        await self._load()
+        if not self._is_fresh:
+            await self._load()
 
     async def _finish(self) -> None:
         await self._commit(State.CLOSED)
@@ -72,7 +77,10 @@ class EditOpening(Block):
     async def save(self) -> None:
         async with self._busy:
             self._session.check_writable()
-            await self._commit(State.OPTIMISTIC)
+            if self._is_fresh:  # it is stored even if it is empty
+                await self._exchange(self._session.take_changes() or self._session.encoded(), self._store_first)
+            else:
+                await self._commit(State.OPTIMISTIC)
 
     async def renew(self, lease: float | None) -> None:
         """Do nothing: there is no lock that others wait for."""
@@ -90,13 +98,17 @@ class EditOpening(Block):
 
     async def refresh(self) -> None:
         async with self._busy:
-            await self._load()
+            if self._is_fresh:
+                self._session.reset()
+            else:
+                await self._load()
 
     async def destroy(self) -> None:
         async with self._busy:
             self._session.check_writable()
-            async with self._exclusive() as session:
-                await session.destroy()
+            if not self._is_fresh:
+                async with self._exclusive() as session:
+                    await session.destroy()
             self._session.load({}, None)
             self._session.becomes(State.DESTROYED)
 
@@ -106,7 +118,13 @@ class EditOpening(Block):
             session.check_writable()
             session.check_locked()
             # What was changed is stored under the new id alone: a login would else be that of the old one as well.
-            await self._exchange(session.take_changes() or session.baseline, partial(self._store_anew, grace))
+            data = session.take_changes() or session.baseline
+            if self._is_fresh:
+                session_id = new_session_id()
+                self._move(session_id, key_of(session_id))
+                await self._exchange(data, self._store_first)
+            else:
+                await self._exchange(data, partial(self._store_anew, grace))
 
     async def _load(self) -> None:
         self._created_at = (await self._load_snapshot()).created_at
@@ -121,7 +139,7 @@ class EditOpening(Block):
         data = session.take_changes()
         session.becomes(then)
         if data is not None:
-            await self._exchange(data, self._store)
+            await self._exchange(data, self._store_first if self._is_fresh else self._store)
 
     async def _exchange(self, data: bytes, store: Callable[[bytes], Awaitable[tuple[Record, bytes]]]) -> None:
         """Store encoded values, merged into what others stored, and go on with both."""
@@ -163,6 +181,22 @@ class EditOpening(Block):
         finally:
             await hold.__aexit__(None, None, None)
         return record, merged
+
+    async def _store_first(self, ours: bytes) -> tuple[Record, bytes]:
+        """Store the first version of a session, under its fresh id."""
+        policy, owner, now = self._policy, self._session.owner, self._policy.clock()
+        payload = policy.seal(ours, self._key)
+        if owner is not None:
+            await owned.join(policy, owner, self._key)
+        async with policy.backend.create(
+            self._key, payload, created_at=now, now=now, holder=self._holder, lease=policy.lease
+        ) as held:
+            await held.release(now=now)
+        policy.observer.note_committed(len(payload))
+        self._is_fresh, self._created_at = False, now
+        if owner is not None:
+            await owned.evict(policy, owner, self._key, timeout=self._timeout, caller=self._caller)
+        return Record(payload, 1, now, now), ours
 
     async def _store_anew(self, grace: float, ours: bytes) -> tuple[Record, bytes]:
         """Lock, merge and commit under a fresh id; return what is stored now, also as encoded values."""

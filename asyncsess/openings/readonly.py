@@ -1,10 +1,11 @@
-"""`ReadonlyOpening`: a session as it is right now."""
+"""`ReadonlyOpening`: a session as it is right now; `AbsentOpening`: none."""
 
 from __future__ import annotations
 
 from collections.abc import Collection
 from types import TracebackType
 
+from asyncsess.codec import Codec, MsgpackCodec
 from asyncsess.ids import key_of
 from asyncsess.keeper import State
 from asyncsess.openings.base import load_snapshot
@@ -12,19 +13,16 @@ from asyncsess.policy import Policy
 from asyncsess.session import Session
 
 
-class ReadonlyOpening:
-    """A snapshot: one committed version, read without waiting for anybody."""
+class AbsentOpening:
+    """The session of somebody who has none: empty, and not to be changed. Its id is the empty string."""
 
-    __slots__ = ("_key", "_policy", "_session")
+    __slots__ = ("_session",)
 
-    def __init__(self, policy: Policy, session_id: str) -> None:
-        self._policy = policy
-        self._key = key_of(session_id)
-        self._session = Session(self, session_id, State.READONLY, policy.codec)
+    def __init__(self, session_id: str = "", codec: Codec | None = None) -> None:
+        self._session = Session(self, session_id, State.READONLY, codec or MsgpackCodec())
 
     async def __aenter__(self) -> Session:
         await self.refresh()
-        self._policy.observer.note_opened("readonly")
         return self._session
 
     async def __aexit__(
@@ -50,10 +48,29 @@ class ReadonlyOpening:
         await self.refresh()
 
     async def refresh(self) -> None:
-        _, self._key = await load_snapshot(self._policy, self._session, self._key)
+        """Load what is stored: nothing."""
 
     async def destroy(self) -> None:
         self._session.check_writable()
 
     async def regenerate_id(self, grace: float) -> None:
         self._session.check_writable()
+
+
+class ReadonlyOpening(AbsentOpening):
+    """A snapshot: one committed version, read without waiting for anybody."""
+
+    __slots__ = ("_key", "_policy")
+
+    def __init__(self, policy: Policy, session_id: str) -> None:
+        self._policy = policy
+        self._key = key_of(session_id)
+        super().__init__(session_id, policy.codec)
+
+    async def __aenter__(self) -> Session:
+        session = await super().__aenter__()
+        self._policy.observer.note_opened("readonly")
+        return session
+
+    async def refresh(self) -> None:
+        _, self._key = await load_snapshot(self._policy, self._session, self._key)

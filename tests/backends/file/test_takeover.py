@@ -67,7 +67,7 @@ async def destroy(late: Held) -> None:
 
 
 ACTS: dict[str, Act] = {act.__name__: act for act in (commit, grow, commit_twice, renew, leave, destroy)}
-# With two that follow, others have up to some 100,000 states, which takes minutes: they have one, unless asked for.
+# With two that follow, others have up to 900,000 states, which takes half an hour: they have one, unless asked for.
 BRIEF = ("leave",)
 IS_COMPLETE = bool(os.environ.get("ASYNCSESS_ALL_ORDERS"))
 

@@ -1,0 +1,50 @@
+"""What is answered when a session could not be had, or not be stored."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+from asyncsess.errors import (
+    ConflictError,
+    CorruptSessionError,
+    LockLostError,
+    LockTimeoutError,
+    SessionError,
+    SessionNotFoundError,
+    StoreError,
+)
+
+logger = logging.getLogger("asyncsess")
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """A response, in any framework.
+
+    Attributes:
+        status: Its code.
+        text: Its body, plain text.
+        headers: More headers.
+    """
+
+    status: int
+    text: str
+    headers: Mapping[str, str] = field(default_factory=dict[str, str])
+
+
+def answer_to(error: SessionError) -> Answer | None:
+    """Return the answer to an error of a session; None for what is a mistake of the application, which raises.
+
+    What others did meanwhile is a 409, a session that others hold a 503 with ``Retry-After``, and a store that fails a
+    500, which is logged.
+    """
+    if isinstance(error, ConflictError | LockLostError | SessionNotFoundError):
+        return Answer(409, "Another request changed this session meanwhile. Nothing was stored; please try again.\n")
+    if isinstance(error, LockTimeoutError):
+        return Answer(503, "Other requests keep this session busy. Please try again.\n", {"Retry-After": "1"})
+    if isinstance(error, StoreError | CorruptSessionError):
+        logger.error("a session could not be used: %s", error, exc_info=error)
+        return Answer(500, "The session could not be read or stored. This has been logged.\n")
+    return None

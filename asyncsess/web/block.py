@@ -1,0 +1,130 @@
+"""`Block`: a session that a visit has open."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable
+from contextlib import AbstractAsyncContextManager
+from types import TracebackType
+from typing import TYPE_CHECKING
+
+from asyncsess.errors import SessionClosedError, SessionNotFoundError
+from asyncsess.keeper import WRITABLE, State
+from asyncsess.session import Session
+
+if TYPE_CHECKING:
+    from asyncsess.web.visit import Visit
+
+Opening = AbstractAsyncContextManager[Session]
+
+logger = logging.getLogger("asyncsess")
+
+
+class Block:
+    """A session that a visit has open, for the block of an ``async with``.
+
+    The visit may settle it before the block ends, when the headers leave; what is changed from then on raises.
+
+    Args:
+        visit: Whose.
+        resume: Opens the session of an id.
+        start: Opens a session for a visitor who has none.
+        is_readonly: Whether nothing is stored, so that no session begins.
+
+    Attributes:
+        session: The session, once the block is entered.
+    """
+
+    session: Session
+    _opening: Opening
+
+    def __init__(
+        self, visit: Visit, resume: Callable[[str], Opening], start: Callable[[], Opening], *, is_readonly: bool = False
+    ) -> None:
+        self._visit = visit
+        self._resume = resume
+        self._start = start
+        self._is_readonly = is_readonly
+
+    async def __aenter__(self) -> Session:
+        self._visit.is_accessed = True
+        return await self.enter()
+
+    async def enter(self) -> Session:
+        """Enter the visitor's session, or a new one."""
+        visit = self._visit
+        if not self._is_readonly:
+            await visit.begin()
+        if visit.session_id is not None:
+            self._opening = self._resume(visit.session_id)
+            try:
+                return self._entered(await self._opening.__aenter__())
+            except SessionNotFoundError as error:
+                visit.forget(error)
+        if visit.has_left and not self._is_readonly:
+            raise SessionClosedError(
+                "the headers have left, so the visitor can't be told of a new session; begin it before the response"
+            )
+        self._opening = self._start()
+        return self._entered(await self._opening.__aenter__())
+
+    def _entered(self, session: Session) -> Session:
+        self.session = session
+        self._visit.joined(self)
+        return session
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        settings = self._visit.settings
+        status = None if error is None else settings.status_of(error)
+        is_fine = status is not None and settings.commits(status)
+        await self.leave(*((None, None, None) if is_fine else (kind, error, traceback)))
+
+    async def leave(
+        self,
+        kind: type[BaseException] | None = None,
+        error: BaseException | None = None,
+        traceback: TracebackType | None = None,
+    ) -> None:
+        """Leave the session; without an error, commit it."""
+        is_destroyed = self.session.state is State.DESTROYED
+        self._visit.left(self)
+        try:
+            await self._opening.__aexit__(kind, error, traceback)
+        finally:
+            self._visit.note(self.session, is_destroyed=is_destroyed)
+
+    async def settle(self, *, is_failure: bool) -> None:
+        """Commit, or roll back, and give the lock back; the block may still read."""
+        self._visit.left(self)
+        session = self.session
+        if session.state not in WRITABLE:
+            return
+        if not is_failure:
+            try:
+                await session.release()
+            finally:
+                self._visit.note(session)
+            return
+        if session.is_modified:
+            logger.info("what a request changed in its session was dropped, since its answer is an error")
+        await session.rollback()
+
+
+class Limited:
+    """An opening of a new session in which certain variables can be changed."""
+
+    def __init__(self, opening: Opening, variables: tuple[str, ...]) -> None:
+        self._opening = opening
+        self._variables = variables
+
+    async def __aenter__(self) -> Session:
+        session = await self._opening.__aenter__()
+        session.lock(self._variables)
+        return session
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> bool | None:
+        return await self._opening.__aexit__(kind, error, traceback)

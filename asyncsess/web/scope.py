@@ -1,0 +1,56 @@
+"""`ScopeSession`: what an ASGI application finds in its scope as the session."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, MutableMapping
+from typing import Any
+
+from asyncsess.session import Session
+from asyncsess.web.visit import Visit
+
+
+class ScopeSession(MutableMapping[str, Any]):
+    """The session of a whole request, loaded beforehand; it notes that it was accessed.
+
+    Whatever else a `Session` has is there too, such as ``id``, ``owner`` and ``await save()``.
+    """
+
+    def __init__(self, visit: Visit, session: Session) -> None:
+        self._visit = visit
+        self._session = session
+
+    def __repr__(self) -> str:
+        return repr(self._session)
+
+    @property
+    def session(self) -> Session:
+        """The session itself, for `asyncsess.web.login`; now it is accessed."""
+        self._visit.is_accessed = True
+        return self._session
+
+    def __getitem__(self, key: str) -> Any:
+        return self.session[key]
+
+    def __setitem__(self, key: str, value: Any) -> None:
+        self.session[key] = value
+
+    def __delitem__(self, key: str) -> None:
+        del self.session[key]
+
+    def __contains__(self, key: object) -> bool:
+        return key in self.session
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self.session)
+
+    def __len__(self) -> int:
+        return len(self.session)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.session, name)
+
+    def replace(self, values: object) -> None:
+        """Take what an application has put in the place of this: a mapping, or nothing at all."""
+        self.session.clear()
+        if isinstance(values, Mapping):
+            self.session.update(values)

@@ -1,0 +1,235 @@
+"""`Visit`: what one request, or one WebSocket, does with its visitor's session. It knows no framework."""
+
+from __future__ import annotations
+
+import asyncio
+import random
+from collections.abc import Awaitable, Callable
+from datetime import timedelta
+from typing import Any, Final, TypeVar
+
+from asyncsess.errors import ConflictError, DeadlockError, SessionClosedError, SessionNotFoundError
+from asyncsess.keeper import WRITABLE, State
+from asyncsess.openings import AbsentOpening
+from asyncsess.operations import Operation
+from asyncsess.rules import Resolve
+from asyncsess.session import Session
+from asyncsess.web.block import Block, Limited, Opening
+from asyncsess.web.settings import Settings
+
+T = TypeVar("T")
+Timeout = float | timedelta | None
+
+_FIRST_PAUSE: Final = 0.01
+
+
+class Visit:
+    """What one request does with its visitor's session: from the cookie that came to the cookie that goes.
+
+    Args:
+        settings: Those of the application.
+        value: The cookie's; None if there was none.
+
+    Attributes:
+        is_accessed: Whether the answer depends on the session.
+    """
+
+    def __init__(self, settings: Settings, value: str | None) -> None:
+        self.settings = settings
+        self.is_accessed = False
+        self._id = settings.cookie.session_id(value)
+        self._began = settings.store.now()
+        self._blocks: list[Block] = []
+        self._main: Block | None = None
+        self._is_last_try = False
+        self._has_left = False
+        self._has_cookie = value is not None
+        self._cookie = ""
+
+    # The ways to open the session.
+
+    def open(self, *, readonly: bool = False, timeout: Timeout = None, lease: Timeout = None) -> Block:
+        """Open the visitor's session, or a new one, as `SessionStore.open`; read-only, a missing one is empty."""
+        store = self.settings.store
+        if readonly:
+            return Block(
+                self, lambda session_id: store.open(session_id, readonly=True), AbsentOpening, is_readonly=True
+            )
+        return Block(self, lambda session_id: store.open(session_id, timeout=timeout, lease=lease), store.open)
+
+    def edit(self, *, resolve: Resolve = None, timeout: Timeout = None) -> Block:
+        """Edit the visitor's session, or a new one, as `SessionStore.edit`."""
+
+        def edit(session_id: str | None = None) -> Opening:
+            return self.settings.store.edit(session_id, resolve=resolve, timeout=timeout)
+
+        return Block(self, edit, edit)
+
+    def synchronize(
+        self, *variables: str, resolve: Resolve = None, timeout: Timeout = None, lease: Timeout = None
+    ) -> Block:
+        """Lock variables of the visitor's session, or of a new one, as `SessionStore.synchronize`."""
+        store = self.settings.store
+
+        def synchronize(session_id: str) -> Opening:
+            return store.synchronize(session_id, *variables, resolve=resolve, timeout=timeout, lease=lease)
+
+        def start() -> Opening:
+            return Limited(store.edit(None, timeout=timeout), variables)
+
+        return Block(self, synchronize, start)
+
+    async def session(self) -> Session:
+        """Return the session of the whole request: the same each time, committed before the headers leave."""
+        self.is_accessed = True
+        return await self.load()
+
+    async def load(self) -> Session:
+        """Return the session of the whole request, without noting that it is accessed."""
+        if self._main is None:
+            block = self.open() if self._is_last_try else self.edit()
+            await block.enter()
+            self._main = block
+        return self._main.session
+
+    async def apply(self, *operations: Operation, timeout: Timeout = None) -> tuple[Any, ...]:
+        """Run operations on the visitor's session, or on a new one, as `SessionStore.apply`."""
+        self.is_accessed = True
+        await self.begin()
+        if self._id is not None:
+            try:
+                return await self.settings.store.apply(self._id, *operations, timeout=timeout)
+            except SessionNotFoundError as error:
+                self.forget(error)
+        async with self.open() as session:
+            values: dict[str, Any] = dict(session)
+            results = tuple([operation(values) for operation in operations])
+            session.update(values)
+        return results
+
+    # The end.
+
+    async def settle(self, *, is_failure: bool = False) -> None:
+        """Commit all that is open, or roll it back, and give back its locks."""
+        try:
+            while self._blocks:
+                await self._blocks[0].settle(is_failure=is_failure)
+        except BaseException:
+            while self._blocks:
+                await self._blocks[0].settle(is_failure=True)
+            raise
+
+    async def finish(self, status: int) -> None:
+        """Settle what is open, since the headers of an answer are about to leave.
+
+        Raises:
+            SessionError: Something could not be stored; what is to be answered is another matter.
+        """
+        if not self._has_left:
+            await self.settle(is_failure=not self.settings.commits(status))
+            self._has_left = True
+
+    def take_headers(self) -> list[tuple[str, str]]:
+        """Return, once, what the answer says of the session, in addition to what it says itself."""
+        if not self.is_accessed:
+            return []
+        cookie, self._cookie, self.is_accessed = self._cookie, "", False
+        return [("Vary", "Cookie"), *([("Set-Cookie", cookie), ("Cache-Control", "no-store")] if cookie else [])]
+
+    async def close(self) -> None:
+        """Leave the session of the whole request. What was not committed by now is not.
+
+        Raises:
+            SessionClosedError: Something inside it was changed after the headers had left, and is lost.
+        """
+        block, self._main = self._main, None
+        if block is not None:
+            if block.session.state in WRITABLE:
+                await block.settle(is_failure=True)
+            await block.leave()
+
+    async def retry(self, run: Callable[[], Awaitable[T]], status_of: Callable[[T], int], times: int) -> T:
+        """Run a handler until what it changed meets no conflict; exclusively, the last time.
+
+        Args:
+            run: The handler.
+            status_of: Tells the status of what it returns.
+            times: How often, at most.
+
+        Raises:
+            ConflictError: The last try met one nevertheless; or the headers had left by then.
+        """
+        for number in range(1, times + 1):
+            self._is_last_try = number == times
+            try:
+                result = await run()
+                if not self._has_left:
+                    await self.settle(is_failure=not self.settings.commits(status_of(result)))
+            except ConflictError:
+                if self._is_last_try or self._has_left:
+                    raise
+            else:
+                return result
+            await self.close()
+            await asyncio.sleep(random.uniform(0, _FIRST_PAUSE * 2**number))
+        raise ValueError(f"times must be 1 or more, not {times}")
+
+    # For the blocks.
+
+    @property
+    def session_id(self) -> str | None:
+        """The id that leads to the visitor's session; None if there is none."""
+        return self._id
+
+    @property
+    def has_left(self) -> bool:
+        """Whether the headers have left, so that no cookie can be handed out any more."""
+        return self._has_left
+
+    async def begin(self) -> None:
+        """Have the session stored that this request has begun, if it has, so that there is but one."""
+        if self._id is None and self._main is not None and self._main.session.state is State.OPTIMISTIC:
+            await self._main.session.save()
+            self.note(self._main.session)
+        elif self._id is None and any(block.session.is_new for block in self._blocks):
+            raise DeadlockError(
+                "this request begins its session in another block that is still open; use that one, or leave it first",
+                (),
+            )
+
+    def forget(self, error: SessionNotFoundError) -> None:
+        """Take the visitor for a new one, unless the session ended while this request was under way."""
+        if error.died_at is not None and error.died_at >= self._began:
+            raise error
+        self._id = None
+
+    def joined(self, block: Block) -> None:
+        """Note a block that is open."""
+        self._blocks.append(block)
+
+    def left(self, block: Block) -> None:
+        """Note that a block is settled."""
+        if block in self._blocks:
+            self._blocks.remove(block)
+
+    def note(self, session: Session, *, is_destroyed: bool = False) -> None:
+        """Note what has become of the session, and what the browser is to be told of it.
+
+        Whoever came with an id that was replaced a moment ago is not told the new one, which may have been made to keep
+        him out.
+        """
+        cookie = self.settings.cookie
+        if is_destroyed:
+            self._id, self._cookie = None, cookie.delete() if self._has_cookie else ""
+        elif not session.is_new and (self._id is None or (session.has_new_id and session.id != self._id)):
+            self._id, self._cookie = session.id, cookie.issue(session.id, self._left(session))
+            if self._has_left:
+                raise SessionClosedError(
+                    "the session got another id after the headers had left, so its visitor will not find it again"
+                )
+
+    def _left(self, session: Session) -> float | None:
+        store, created_at = self.settings.store, session.created_at
+        if store.lifetime is None or created_at is None:
+            return None
+        return max(0.0, store.lifetime - (store.now() - created_at).total_seconds())
