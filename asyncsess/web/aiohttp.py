@@ -29,7 +29,8 @@ from asyncsess.web.cookie import CookiePolicy
 from asyncsess.web.settings import Settings, below_400
 from asyncsess.web.visit import Timeout, Visit
 
-_VISITS: Final = "asyncsess"
+# Since aiohttp 3.14 there are keys of requests that can not be mistaken for others.
+_VISITS: Final[Any] = web.RequestKey("asyncsess", dict) if hasattr(web, "RequestKey") else "asyncsess"
 _SETTINGS: Final = web.AppKey("asyncsess", list[Settings])
 
 

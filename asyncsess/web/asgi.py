@@ -34,6 +34,7 @@ R = TypeVar("R")
 _VISITS: Final = "asyncsess"
 _SWITCHING_PROTOCOLS: Final = 101
 _FORBIDDEN: Final = 403  # what a server answers when a WebSocket is closed before it was accepted
+_SERVER_ERROR: Final = 500
 _TRY_AGAIN_LATER: Final = 1013
 _STATUS_OF: Final[dict[str, Callable[[Message], int]]] = {
     "http.response.start": lambda message: int(message["status"]),
@@ -107,14 +108,18 @@ class SessionMiddleware:
         try:
             await response.of(self._app, receive)
         except SessionError as error:
-            if visit.has_left or not await response.answer(error):
+            if not response.is_replaced and (visit.has_left or not await response.answer(error)):
                 raise
         finally:
             await visit.close()
 
 
 class _Response:
-    """What an application sends, and what is sent instead if its session can't be stored."""
+    """What an application sends, and what is sent instead if its session can't be had, or not be stored.
+
+    Attributes:
+        is_replaced: Whether that was sent instead.
+    """
 
     def __init__(self, visit: Visit, scope: Scope, scope_key: str | None, send: Send) -> None:
         self._visit = visit
@@ -122,7 +127,7 @@ class _Response:
         self._scope_key = scope_key
         self._send_on = send
         self._session: ScopeSession | None = None
-        self._is_replaced = False
+        self.is_replaced = False
 
     async def of(self, app: ASGIApp, receive: Receive) -> None:
         """Have the application respond."""
@@ -136,13 +141,16 @@ class _Response:
 
     async def _send(self, message: Message) -> None:
         """Commit before the headers leave, and tell the browser of its session."""
-        if self._is_replaced:
+        if self.is_replaced:
             return
         status_of = _STATUS_OF.get(message["type"])
         if status_of is not None and not self._visit.has_left:
             self._look_for_another_session()
+            status, error = status_of(message), self._visit.error
+            if status == _SERVER_ERROR and error is not None and await self.answer(error):
+                return  # the framework has nothing better to say of it
             try:
-                await self._visit.finish(status_of(message))
+                await self._visit.finish(status)
             except SessionError as error:
                 if await self.answer(error):
                     return
@@ -162,7 +170,8 @@ class _Response:
         answer = self._visit.settings.answer(error)
         if answer is None:
             return False
-        self._is_replaced = True
+        await self._visit.settle(is_failure=True)
+        self.is_replaced = True
         if self._scope["type"] == "websocket":
             await self._send_on({"type": "websocket.close", "code": _TRY_AGAIN_LATER})
             return True

@@ -45,10 +45,12 @@ class Block:
         self._resume = resume
         self._start = start
         self._is_readonly = is_readonly
+        self._failure: BaseException | None = None
 
     async def __aenter__(self) -> Session:
         self._visit.is_accessed = True
-        return await self.enter()
+        with self._visit.noting_errors():
+            return await self.enter()
 
     async def enter(self) -> Session:
         """Enter the visitor's session, or a new one."""
@@ -79,7 +81,8 @@ class Block:
         settings = self._visit.settings
         status = None if error is None else settings.status_of(error)
         is_fine = status is not None and settings.commits(status)
-        await self.leave(*((None, None, None) if is_fine else (kind, error, traceback)))
+        with self._visit.noting_errors():
+            await self.leave(*((None, None, None) if is_fine else (kind, error, traceback)))
 
     async def leave(
         self,
@@ -90,6 +93,8 @@ class Block:
         """Leave the session; without an error, commit it."""
         is_destroyed = self.session.state is State.DESTROYED
         self._visit.left(self)
+        if error is None and self._failure is not None:  # it was told then, and there is nothing more to commit
+            kind, error = type(self._failure), self._failure
         try:
             await self._opening.__aexit__(kind, error, traceback)
         finally:
@@ -104,6 +109,9 @@ class Block:
         if not is_failure:
             try:
                 await session.release()
+            except BaseException as error:
+                self._failure = error
+                raise
             finally:
                 self._visit.note(session)
             return

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import asyncio
 import random
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Generator
+from contextlib import contextmanager
 from datetime import timedelta
 from typing import Any, Final, TypeVar
 
-from asyncsess.errors import ConflictError, DeadlockError, SessionClosedError, SessionNotFoundError
+from asyncsess.errors import ConflictError, DeadlockError, SessionClosedError, SessionError, SessionNotFoundError
 from asyncsess.keeper import WRITABLE, State
+from asyncsess.merge import merge
 from asyncsess.openings import AbsentOpening
 from asyncsess.operations import Operation
 from asyncsess.rules import Resolve
@@ -32,11 +34,13 @@ class Visit:
 
     Attributes:
         is_accessed: Whether the answer depends on the session.
+        error: What the session raised last, in a block of the handler or a call.
     """
 
     def __init__(self, settings: Settings, value: str | None) -> None:
         self.settings = settings
         self.is_accessed = False
+        self.error: SessionError | None = None
         self._id = settings.cookie.session_id(value)
         self._began = settings.store.now()
         self._blocks: list[Block] = []
@@ -95,12 +99,13 @@ class Visit:
     async def apply(self, *operations: Operation, timeout: Timeout = None) -> tuple[Any, ...]:
         """Run operations on the visitor's session, or on a new one, as `SessionStore.apply`."""
         self.is_accessed = True
-        await self.begin()
-        if self._id is not None:
-            try:
-                return await self.settings.store.apply(self._id, *operations, timeout=timeout)
-            except SessionNotFoundError as error:
-                self.forget(error)
+        with self.noting_errors():
+            await self.begin()
+            if self._id is not None:
+                try:
+                    return await self.settings.store.apply(self._id, *operations, timeout=timeout)
+                except SessionNotFoundError as error:
+                    self.forget(error)
         async with self.open() as session:
             values: dict[str, Any] = dict(session)
             results = tuple([operation(values) for operation in operations])
@@ -113,11 +118,23 @@ class Visit:
         """Commit all that is open, or roll it back, and give back its locks."""
         try:
             while self._blocks:
-                await self._blocks[0].settle(is_failure=is_failure)
+                block = self._blocks[0]
+                if block is self._main and block.session.is_new and self._id is not None and not is_failure:
+                    await self._merge_into(self._id, block.session)
+                await block.settle(is_failure=is_failure)
         except BaseException:
             while self._blocks:
                 await self._blocks[0].settle(is_failure=True)
             raise
+
+    async def _merge_into(self, session_id: str, begun: Session) -> None:
+        """Store what was put into a session that had not begun when another block of the request began it."""
+        if not begun.is_modified:
+            return
+        ours = dict(begun)
+        begun.clear()
+        async with self.settings.store.open(session_id) as session:
+            session.update(merge({}, ours, dict(session), None, lambda value: None))
 
     async def finish(self, status: int) -> None:
         """Settle what is open, since the headers of an answer are about to leave.
@@ -186,12 +203,24 @@ class Visit:
         """Whether the headers have left, so that no cookie can be handed out any more."""
         return self._has_left
 
+    @contextmanager
+    def noting_errors(self) -> Generator[None]:
+        """Note what the session raises: a framework may make something else of it before it comes out."""
+        try:
+            yield
+        except SessionError as error:
+            self.error = error
+            raise
+
     async def begin(self) -> None:
         """Have the session stored that this request has begun, if it has, so that there is but one."""
-        if self._id is None and self._main is not None and self._main.session.state is State.OPTIMISTIC:
-            await self._main.session.save()
-            self.note(self._main.session)
-        elif self._id is None and any(block.session.is_new for block in self._blocks):
+        if self._id is not None:
+            return
+        main = self._main
+        if main is not None and main.session.state is State.OPTIMISTIC and main.session.is_modified:
+            await main.session.save()
+            self.note(main.session)
+        elif any(block.session.is_new and block is not main for block in self._blocks):
             raise DeadlockError(
                 "this request begins its session in another block that is still open; use that one, or leave it first",
                 (),
@@ -199,7 +228,7 @@ class Visit:
 
     def forget(self, error: SessionNotFoundError) -> None:
         """Take the visitor for a new one, unless the session ended while this request was under way."""
-        if error.died_at is not None and error.died_at >= self._began:
+        if error.died_at is not None and error.died_at > self._began:
             raise error
         self._id = None
 
