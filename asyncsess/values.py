@@ -23,6 +23,8 @@ MISSING: Final = Missing.MISSING
 
 OWNER: Final = "_owner"
 """The key under which a session names its owner."""
+CSRF: Final = "_csrf"
+"""The key under which it has the token of its forms."""
 
 
 def owner_of(values: Mapping[str, Any]) -> str | None:

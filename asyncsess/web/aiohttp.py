@@ -11,26 +11,50 @@ return web.Response(text="added")
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
-from contextlib import AbstractAsyncContextManager
-from functools import partial, wraps
-from typing import Any, Final, overload
+from collections.abc import AsyncIterator, Callable, Sequence
+from functools import partial
+from typing import Any, Final
 
 from aiohttp import web
 from aiohttp.typedefs import Handler, Middleware
 
 from asyncsess.errors import SessionError
-from asyncsess.operations import Operation
-from asyncsess.rules import Resolve
-from asyncsess.session import Session
 from asyncsess.store import SessionStore
 from asyncsess.web.answers import Answer, answer_to
 from asyncsess.web.cookie import CookiePolicy
+from asyncsess.web.csrf import FIELD, HEADER, REFUSAL, csrf_token, is_token, needs_token
+from asyncsess.web.flash import Flash, flash, get_flashes
+from asyncsess.web.sessions import (
+    KEYS,
+    apply_session,
+    edit_session,
+    get_session,
+    open_session,
+    retry_on_conflict,
+    synchronize_session,
+)
 from asyncsess.web.settings import Settings, below_400
-from asyncsess.web.visit import Timeout, Visit
+from asyncsess.web.visit import Visit
+
+__all__ = [
+    "Flash",
+    "apply_session",
+    "csrf_protection",
+    "csrf_token",
+    "edit_session",
+    "flash",
+    "get_flashes",
+    "get_session",
+    "open_session",
+    "retry_on_conflict",
+    "setup",
+    "synchronize_session",
+]
 
 # Since aiohttp 3.14 there are keys of requests that can not be mistaken for others.
-_VISITS: Final[Any] = web.RequestKey("asyncsess", dict) if hasattr(web, "RequestKey") else "asyncsess"
+_VISITS: Final[Any] = web.RequestKey("asyncsess", dict) if hasattr(web, "RequestKey") else KEYS[0]
+KEYS.append(_VISITS)
+_FORMS: Final = ("application/x-www-form-urlencoded", "multipart/form-data")
 _SETTINGS: Final = web.AppKey("asyncsess", list[Settings])
 
 
@@ -69,98 +93,24 @@ def setup(
     app[_SETTINGS].append(settings)
 
 
-def open_session(
-    request: web.BaseRequest,
-    *,
-    readonly: bool = False,
-    timeout: Timeout = None,
-    lease: Timeout = None,
-    cookie: str | None = None,
-) -> AbstractAsyncContextManager[Session]:
-    """Open the visitor's session for a block, exclusively or read-only, as `SessionStore.open`.
+@web.middleware
+async def csrf_protection(request: web.Request, handler: Handler) -> web.StreamResponse:
+    """Refuse with 403 what would change something and does not bring its session's `csrf_token`.
 
-    A visitor who has none gets one once something is put in; read-only, it is empty. An id that is unknown, or that a
-    browser made up, leads to a new session.
+        setup(app, store)
+        app.middlewares.append(csrf_protection)
 
-    Raises:
-        SessionNotFoundError: On entering: the session ended while this request was under way.
-        SessionClosedError: On entering: a new session would begin, and the headers have left.
-        LockTimeoutError and others: As `SessionStore.open`.
+    The token comes in the header ``X-CSRF-Token``, or in the field ``csrf_token`` of a form. It is that of the first
+    cookie's session.
     """
-    return visit_of(request, cookie).open(readonly=readonly, timeout=timeout, lease=lease)
-
-
-def edit_session(
-    request: web.BaseRequest, *, resolve: Resolve = None, timeout: Timeout = None, cookie: str | None = None
-) -> AbstractAsyncContextManager[Session]:
-    """Edit the visitor's session without a lock, as `SessionStore.edit`; see `open_session`."""
-    return visit_of(request, cookie).edit(resolve=resolve, timeout=timeout)
-
-
-def synchronize_session(
-    request: web.BaseRequest,
-    *variables: str,
-    resolve: Resolve = None,
-    timeout: Timeout = None,
-    lease: Timeout = None,
-    cookie: str | None = None,
-) -> AbstractAsyncContextManager[Session]:
-    """Lock variables of the visitor's session, as `SessionStore.synchronize`; see `open_session`."""
-    return visit_of(request, cookie).synchronize(*variables, resolve=resolve, timeout=timeout, lease=lease)
-
-
-async def get_session(request: web.BaseRequest, *, cookie: str | None = None) -> Session:
-    """Return the visitor's session for the whole request, the same each time.
-
-    It is an `edit`: nobody waits for it. It is committed before the headers leave, of a stream or a WebSocket as well;
-    what is changed from then on raises.
-    """
-    return await visit_of(request, cookie).session()
-
-
-async def apply_session(
-    request: web.BaseRequest, *operations: Operation, timeout: Timeout = None, cookie: str | None = None
-) -> tuple[Any, ...]:
-    """Run operations on the visitor's session, as `SessionStore.apply`; see `open_session`."""
-    return await visit_of(request, cookie).apply(*operations, timeout=timeout)
-
-
-@overload
-def retry_on_conflict(handler: Handler) -> Handler: ...
-@overload
-def retry_on_conflict(*, times: int = ...) -> Callable[[Handler], Handler]: ...
-def retry_on_conflict(handler: Handler | None = None, *, times: int = 5) -> Handler | Callable[[Handler], Handler]:
-    """Run a handler again, on fresh data, when what it changed by `get_session` or `edit_session` meets a conflict.
-
-    The last time, what `get_session` gives is locked, and meets none. The handler should do nothing else that must not
-    happen twice.
-
-        @retry_on_conflict
-        async def checkout(request): ...
-
-    Args:
-        handler: A coroutine function that takes the request.
-        times: How often it runs at most.
-    """
-    if handler is None:
-        return partial(_retrying, times=times)
-    return _retrying(handler, times=times)
-
-
-def visit_of(request: web.BaseRequest, cookie: str | None = None) -> Visit:
-    """Return what a request does with the session of a cookie.
-
-    Raises:
-        RuntimeError: `setup` was not called for the application, or not with such a cookie.
-    """
-    visits: dict[str, Visit] = request.get(_VISITS, {})
-    if not visits:
-        raise RuntimeError("this application has no sessions: call asyncsess.web.aiohttp.setup(app, store) first")
-    if cookie is None:
-        return next(iter(visits.values()))
-    if cookie not in visits:
-        raise RuntimeError(f"no sessions were set up with a cookie {cookie!r}; there are {', '.join(visits)}")
-    return visits[cookie]
+    if needs_token(request.method):
+        sent = request.headers.get(HEADER)
+        if sent is None and request.content_type in _FORMS:
+            field = (await request.post()).get(FIELD)
+            sent = field if isinstance(field, str) else None
+        if not await is_token(request, sent):
+            return web.Response(status=403, text=REFUSAL)
+    return await handler(request)
 
 
 async def _while_it_runs(store: SessionStore, app: web.Application) -> AsyncIterator[None]:
@@ -182,12 +132,19 @@ def _middleware(all_settings: Sequence[Settings]) -> Middleware:
             answer = None if any(visit.has_left for visit in visits) else all_settings[0].answer(error)
             if answer is None:
                 raise
+            _forget_stream(request)
             return web.Response(status=answer.status, text=answer.text, headers=answer.headers)
         finally:
             for visit in visits:
                 await visit.close()
 
     return sessions
+
+
+def _forget_stream(request: web.Request) -> None:
+    """Have the connection ready for another response: aiohttp prepares it for a stream before it asks."""
+    writer: Any = request._payload_writer
+    writer.chunked, writer.length, writer._compress = False, None, None
 
 
 async def _answered(visits: Sequence[Visit], request: web.Request, handler: Handler) -> web.StreamResponse:
@@ -222,18 +179,6 @@ async def _prepare(request: web.Request, response: web.StreamResponse) -> None:
                 response.headers.add(name, value)
             else:
                 response.headers[name] = value
-
-
-def _retrying(handler: Handler, *, times: int) -> Handler:
-    if times < 1:
-        raise ValueError(f"times must be 1 or more, not {times}")
-
-    @wraps(handler)
-    async def retrying(request: web.Request) -> web.StreamResponse:
-        run: Callable[[], Awaitable[web.StreamResponse]] = partial(handler, request)
-        return await visit_of(request).retry(run, lambda response: response.status, times)
-
-    return retrying
 
 
 def _status_of(error: BaseException) -> int | None:

@@ -11,30 +11,49 @@ return PlainTextResponse("added")
 from __future__ import annotations
 
 import sys
-from collections.abc import Awaitable, Callable, MutableMapping
-from contextlib import AbstractAsyncContextManager
-from functools import partial, wraps
-from typing import Any, Final, ParamSpec, Protocol, TypeAlias, TypeVar, overload
+from collections.abc import Callable, Sequence
+from typing import Any, Final
+from urllib.parse import parse_qs
 
 from asyncsess.errors import SessionError
-from asyncsess.operations import Operation
-from asyncsess.rules import Resolve
-from asyncsess.session import Session
 from asyncsess.store import SessionStore
 from asyncsess.web.answers import Answer, answer_to
 from asyncsess.web.cookie import CookiePolicy
+from asyncsess.web.csrf import FIELD, HEADER, REFUSAL, csrf_token, is_token, needs_token
+from asyncsess.web.flash import Flash, flash, get_flashes
 from asyncsess.web.lifespan import ASGIApp, Lifespan, Message, Receive, Scope, Send
 from asyncsess.web.scope import ScopeSession
+from asyncsess.web.sessions import (
+    KEY,
+    apply_session,
+    edit_session,
+    get_session,
+    open_session,
+    retry_on_conflict,
+    synchronize_session,
+)
 from asyncsess.web.settings import Settings, below_400
-from asyncsess.web.visit import Timeout, Visit
+from asyncsess.web.visit import Visit
 
-P = ParamSpec("P")
-R = TypeVar("R")
+__all__ = [
+    "CSRFMiddleware",
+    "Flash",
+    "SessionMiddleware",
+    "apply_session",
+    "csrf_token",
+    "edit_session",
+    "flash",
+    "get_flashes",
+    "get_session",
+    "open_session",
+    "retry_on_conflict",
+    "synchronize_session",
+]
 
-_VISITS: Final = "asyncsess"
 _SWITCHING_PROTOCOLS: Final = 101
 _FORBIDDEN: Final = 403  # what a server answers when a WebSocket is closed before it was accepted
 _SERVER_ERROR: Final = 500
+_FORM: Final = "application/x-www-form-urlencoded"
 _TRY_AGAIN_LATER: Final = 1013
 _STATUS_OF: Final[dict[str, Callable[[Message], int]]] = {
     "http.response.start": lambda message: int(message["status"]),
@@ -42,18 +61,6 @@ _STATUS_OF: Final[dict[str, Callable[[Message], int]]] = {
     "websocket.http.response.start": lambda message: int(message["status"]),
     "websocket.close": lambda message: _FORBIDDEN,
 }
-
-
-class HasScope(Protocol):
-    """A request or a WebSocket of a framework."""
-
-    @property
-    def scope(self) -> Any:
-        """The scope of the connection."""
-        ...
-
-
-Connection: TypeAlias = HasScope | Scope
 
 
 class SessionMiddleware:
@@ -103,7 +110,7 @@ class SessionMiddleware:
         settings, headers = self._settings, scope["headers"]
         settings.warn_if_unfit(scope.get("scheme", "http"), _header(headers, b"host"))
         visit = Visit(settings, _cookie_in(headers, settings.cookie.name))
-        scope[_VISITS] = {settings.cookie.name: visit, **scope.get(_VISITS, {})}
+        scope[KEY] = {**scope.get(KEY, {}), settings.cookie.name: visit}
         response = _Response(visit, scope, self._scope_key, send)
         try:
             await response.of(self._app, receive)
@@ -112,6 +119,54 @@ class SessionMiddleware:
                 raise
         finally:
             await visit.close()
+
+
+class CSRFMiddleware:
+    """Refuse with 403 what would change something and does not bring its session's `csrf_token`.
+
+        app = SessionMiddleware(CSRFMiddleware(app), store)
+
+    The token comes in the header ``X-CSRF-Token``, or in the field ``csrf_token`` of a form that is URL-encoded; a form
+    with files has to send the header. It is that of the outermost `SessionMiddleware`'s session. WebSockets pass.
+
+    Args:
+        app: The application.
+        max_form: Bytes of a form that are read to find its token.
+    """
+
+    def __init__(self, app: ASGIApp, *, max_form: int = 1024 * 1024) -> None:
+        self._app = app
+        self._max_form = max_form
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Serve a connection, unless it is refused."""
+        if scope["type"] == "http" and needs_token(scope["method"]):
+            sent: str | None = _header(scope["headers"], HEADER.lower().encode())
+            if not sent and _header(scope["headers"], b"content-type").startswith(_FORM):
+                sent, receive = await self._token_in_form(receive)
+            if not await is_token(scope, sent):
+                await _respond(send, Answer(403, REFUSAL))
+                return
+        await self._app(scope, receive, send)
+
+    async def _token_in_form(self, receive: Receive) -> tuple[str | None, Receive]:
+        """Return the token in a form, and what gives the application the form again."""
+        read: list[Message] = []
+        length, has_more = 0, True
+        while has_more and length <= self._max_form:
+            message = await receive()
+            read.append(message)
+            length += len(message.get("body", b""))
+            has_more = message["type"] == "http.request" and message.get("more_body", False)
+        form = parse_qs(b"".join(message.get("body", b"") for message in read))
+        waiting = iter(read)
+
+        async def receive_again() -> Message:
+            message = next(waiting, None)
+            return await receive() if message is None else message
+
+        field = form.get(FIELD.encode())
+        return field[0].decode(errors="replace") if field else None, receive_again
 
 
 class _Response:
@@ -175,123 +230,16 @@ class _Response:
         if self._scope["type"] == "websocket":
             await self._send_on({"type": "websocket.close", "code": _TRY_AGAIN_LATER})
             return True
-        body = answer.text.encode()
-        headers = {"Content-Type": "text/plain; charset=utf-8", "Content-Length": str(len(body)), **answer.headers}
-        raw = _with((), [*headers.items(), *self._visit.take_headers()])
-        await self._send_on({"type": "http.response.start", "status": answer.status, "headers": raw})
-        await self._send_on({"type": "http.response.body", "body": body})
+        await _respond(self._send_on, answer, self._visit.take_headers())
         return True
 
 
-def open_session(
-    connection: Connection,
-    *,
-    readonly: bool = False,
-    timeout: Timeout = None,
-    lease: Timeout = None,
-    cookie: str | None = None,
-) -> AbstractAsyncContextManager[Session]:
-    """Open the visitor's session for a block, exclusively or read-only, as `SessionStore.open`.
-
-    A visitor who has none gets one once something is put in; read-only, it is empty. An id that is unknown, or that a
-    browser made up, leads to a new session.
-
-    Args:
-        connection: A request, a WebSocket, or a scope.
-        readonly: Take a snapshot: no lock, no wait, no change.
-        timeout: Seconds to wait for other holders; the store's ``lock_timeout`` if None.
-        lease: Seconds after which those who wait may take the session over; the store's if None.
-        cookie: The name of the cookie, if there are several `SessionMiddleware`s; the outermost's if None.
-
-    Raises:
-        SessionNotFoundError: On entering: the session ended while this request was under way.
-        SessionClosedError: On entering: a new session would begin, and the headers have left.
-        LockTimeoutError and others: As `SessionStore.open`.
-    """
-    return visit_of(connection, cookie).open(readonly=readonly, timeout=timeout, lease=lease)
-
-
-def edit_session(
-    connection: Connection, *, resolve: Resolve = None, timeout: Timeout = None, cookie: str | None = None
-) -> AbstractAsyncContextManager[Session]:
-    """Edit the visitor's session without a lock, as `SessionStore.edit`; see `open_session`."""
-    return visit_of(connection, cookie).edit(resolve=resolve, timeout=timeout)
-
-
-def synchronize_session(
-    connection: Connection,
-    *variables: str,
-    resolve: Resolve = None,
-    timeout: Timeout = None,
-    lease: Timeout = None,
-    cookie: str | None = None,
-) -> AbstractAsyncContextManager[Session]:
-    """Lock variables of the visitor's session, as `SessionStore.synchronize`; see `open_session`."""
-    return visit_of(connection, cookie).synchronize(*variables, resolve=resolve, timeout=timeout, lease=lease)
-
-
-async def get_session(connection: Connection, *, cookie: str | None = None) -> Session:
-    """Return the visitor's session for the whole request, the same each time, and the same as in the scope."""
-    return await visit_of(connection, cookie).session()
-
-
-async def apply_session(
-    connection: Connection, *operations: Operation, timeout: Timeout = None, cookie: str | None = None
-) -> tuple[Any, ...]:
-    """Run operations on the visitor's session, as `SessionStore.apply`; see `open_session`."""
-    return await visit_of(connection, cookie).apply(*operations, timeout=timeout)
-
-
-Endpoint: TypeAlias = Callable[P, Awaitable[R]]
-
-
-@overload
-def retry_on_conflict(endpoint: Endpoint[P, R]) -> Endpoint[P, R]: ...
-@overload
-def retry_on_conflict(*, times: int = ...) -> Callable[[Endpoint[P, R]], Endpoint[P, R]]: ...
-def retry_on_conflict(endpoint: Endpoint[P, R] | None = None, *, times: int = 5) -> Any:
-    """Run an endpoint again, on fresh data, when what it changed by `get_session` or `edit_session` meets a conflict.
-
-    The last time, what `get_session` gives is locked, and meets none. The endpoint should do nothing else that must not
-    happen twice, and take the session by `get_session`: that in the scope was loaded before it runs.
-
-        @retry_on_conflict
-        async def checkout(request): ...
-
-    Args:
-        endpoint: A coroutine function, one of whose arguments is the request.
-        times: How often it runs at most.
-    """
-    if times < 1:
-        raise ValueError(f"times must be 1 or more, not {times}")
-    if endpoint is None:
-        return partial(retry_on_conflict, times=times)
-
-    @wraps(endpoint)
-    async def retrying(*args: P.args, **kwargs: P.kwargs) -> R:
-        connection = next((each for each in (*args, *kwargs.values()) if hasattr(each, "scope")), None)
-        if connection is None:
-            raise TypeError("retry_on_conflict needs an endpoint that takes the request")
-        run = partial(endpoint, *args, **kwargs)
-        return await visit_of(connection).retry(run, lambda result: getattr(result, "status_code", 200), times)
-
-    return retrying
-
-
-def visit_of(connection: Connection, cookie: str | None = None) -> Visit:
-    """Return what a request does with the session of a cookie.
-
-    Raises:
-        RuntimeError: There is no `SessionMiddleware` around the application, or none with such a cookie.
-    """
-    scope = connection if isinstance(connection, MutableMapping) else connection.scope
-    visits: dict[str, Visit] = scope.get(_VISITS, {})
-    if not visits:
-        raise RuntimeError("this application has no sessions: wrap it in asyncsess.web.asgi.SessionMiddleware")
-    name = cookie or next(reversed(visits))
-    if name not in visits:
-        raise RuntimeError(f"there is no SessionMiddleware with a cookie {name!r}; there are {', '.join(visits)}")
-    return visits[name]
+async def _respond(send: Send, answer: Answer, more: Sequence[tuple[str, str]] = ()) -> None:
+    body = answer.text.encode()
+    headers = {"Content-Type": "text/plain; charset=utf-8", "Content-Length": str(len(body)), **answer.headers}
+    raw = _with((), [*headers.items(), *more])
+    await send({"type": "http.response.start", "status": answer.status, "headers": raw})
+    await send({"type": "http.response.body", "body": body})
 
 
 def _header(headers: Any, name: bytes) -> str:
@@ -309,7 +257,7 @@ def _cookie_in(headers: Any, name: str) -> str | None:
     return None
 
 
-def _with(headers: Any, more: list[tuple[str, str]]) -> list[tuple[bytes, bytes]]:
+def _with(headers: Any, more: Sequence[tuple[str, str]]) -> list[tuple[bytes, bytes]]:
     """Return headers with more of them: the values of ``Vary`` together, and but one ``Cache-Control``."""
     result = [(bytes(name), bytes(value)) for name, value in headers]
     for name, value in more:

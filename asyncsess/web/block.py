@@ -33,6 +33,7 @@ class Block:
 
     Attributes:
         session: The session, once the block is entered.
+        is_begun: Whether this block begins it.
     """
 
     session: Session
@@ -45,6 +46,7 @@ class Block:
         self._resume = resume
         self._start = start
         self._is_readonly = is_readonly
+        self.is_begun = False
         self._failure: BaseException | None = None
 
     async def __aenter__(self) -> Session:
@@ -67,7 +69,7 @@ class Block:
             raise SessionClosedError(
                 "the headers have left, so the visitor can't be told of a new session; begin it before the response"
             )
-        self._opening = self._start()
+        self._opening, self.is_begun = self._start(), not self._is_readonly
         return self._entered(await self._opening.__aenter__())
 
     def _entered(self, session: Session) -> Session:
@@ -98,7 +100,7 @@ class Block:
         try:
             await self._opening.__aexit__(kind, error, traceback)
         finally:
-            self._visit.note(self.session, is_destroyed=is_destroyed)
+            self._visit.note(self, is_destroyed=is_destroyed)
 
     async def settle(self, *, is_failure: bool) -> None:
         """Commit, or roll back, and give the lock back; the block may still read."""
@@ -113,7 +115,7 @@ class Block:
                 self._failure = error
                 raise
             finally:
-                self._visit.note(session)
+                self._visit.note(self)
             return
         if session.is_modified:
             logger.info("what a request changed in its session was dropped, since its answer is an error")

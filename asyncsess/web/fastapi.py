@@ -16,7 +16,7 @@ from starlette.requests import HTTPConnection
 
 from asyncsess.rules import Resolve
 from asyncsess.session import Session
-from asyncsess.web.asgi import edit_session, get_session, open_session, synchronize_session
+from asyncsess.web.sessions import edit_session, get_session, open_session, synchronize_session
 
 
 async def readonly_session(connection: HTTPConnection) -> AsyncIterator[Session]:

@@ -2,13 +2,9 @@
 
 from __future__ import annotations
 
-from typing import Final
-
 from asyncsess.openings.owned import ownership
 from asyncsess.session import Session
-from asyncsess.values import OWNER
-
-CSRF: Final = "_csrf"
+from asyncsess.values import CSRF, OWNER
 
 
 async def login(session: Session, owner: str, *, label: str = "") -> None:

@@ -132,7 +132,7 @@ class Visit:
         if not begun.is_modified:
             return
         ours = dict(begun)
-        begun.clear()
+        begun.becomes(State.RELEASED)
         async with self.settings.store.open(session_id) as session:
             session.update(merge({}, ours, dict(session), None, lambda value: None))
 
@@ -219,7 +219,7 @@ class Visit:
         main = self._main
         if main is not None and main.session.state is State.OPTIMISTIC and main.session.is_modified:
             await main.session.save()
-            self.note(main.session)
+            self.note(main)
         elif any(block.session.is_new and block is not main for block in self._blocks):
             raise DeadlockError(
                 "this request begins its session in another block that is still open; use that one, or leave it first",
@@ -241,16 +241,17 @@ class Visit:
         if block in self._blocks:
             self._blocks.remove(block)
 
-    def note(self, session: Session, *, is_destroyed: bool = False) -> None:
+    def note(self, block: Block, *, is_destroyed: bool = False) -> None:
         """Note what has become of the session, and what the browser is to be told of it.
 
         Whoever came with an id that was replaced a moment ago is not told the new one, which may have been made to keep
         him out.
         """
-        cookie = self.settings.cookie
+        cookie, session = self.settings.cookie, block.session
+        is_begun = block.is_begun and self._id is None
         if is_destroyed:
             self._id, self._cookie = None, cookie.delete() if self._has_cookie else ""
-        elif not session.is_new and (self._id is None or (session.has_new_id and session.id != self._id)):
+        elif not session.is_new and (is_begun or (session.has_new_id and session.id != self._id)):
             self._id, self._cookie = session.id, cookie.issue(session.id, self._left(session))
             if self._has_left:
                 raise SessionClosedError(
