@@ -158,15 +158,14 @@ class CSRFMiddleware:
             read.append(message)
             length += len(message.get("body", b""))
             has_more = message["type"] == "http.request" and message.get("more_body", False)
-        form = parse_qs(b"".join(message.get("body", b"") for message in read))
+        form = parse_qs(b"".join(message.get("body", b"") for message in read).decode("latin-1"))
         waiting = iter(read)
 
         async def receive_again() -> Message:
             message = next(waiting, None)
             return await receive() if message is None else message
 
-        field = form.get(FIELD.encode())
-        return field[0].decode(errors="replace") if field else None, receive_again
+        return form.get(FIELD, [None])[0], receive_again
 
 
 class _Response:
@@ -275,6 +274,12 @@ def _status_of(error: BaseException) -> int | None:
     for framework in ("starlette.exceptions", "litestar.exceptions", "werkzeug.exceptions"):
         kind = getattr(sys.modules.get(framework), "HTTPException", None)
         if kind is not None and isinstance(error, kind):
-            status = getattr(error, "status_code", getattr(error, "code", None))
-            return status if isinstance(status, int) else None
+            for source, name in (
+                (error, "status_code"),
+                (error, "code"),
+                (getattr(error, "response", 0), "status_code"),
+            ):
+                status = getattr(source, name, None)
+                if isinstance(status, int):
+                    return status
     return None

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Awaitable, Callable, MutableMapping
 from typing import Any, Final, TypeAlias
 
+from asyncsess.errors import SessionError
 from asyncsess.store import SessionStore
 
 Scope: TypeAlias = MutableMapping[str, Any]
@@ -40,7 +41,11 @@ class Lifespan:
     async def _receive(self) -> Message:
         message = await self._receive_on()
         if message["type"] == "lifespan.startup":
-            await self._store.__aenter__()
+            try:
+                await self._store.__aenter__()
+            except SessionError as error:  # else servers take it that there is no lifespan, and go on
+                await self._send_on({"type": "lifespan.startup.failed", "message": str(error)})
+                raise
             self._is_entered = True
         return message
 
