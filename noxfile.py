@@ -15,6 +15,7 @@ nox.options.sessions = ["tests", "lint", "types", "imports"]
 
 SUPPORTED = ["3.11", "3.12", "3.13", "3.14"]
 PYPROJECT = nox.project.load_toml("pyproject.toml")
+WITH_EXTRAS = ".[aiohttp-session,crypto,demo,litestar,starsessions]"
 
 
 def group(name: str) -> list[str]:
@@ -39,7 +40,7 @@ def pythons() -> list[str]:
 @nox.session(python=pythons() or None)
 def tests(session: nox.Session) -> None:
     """Run the tests; arguments after -- go to pytest."""
-    session.install("-e", ".[crypto,demo]", *group("test"))
+    session.install("-e", WITH_EXTRAS, *group("test"))
     session.run("pytest", *session.posargs)
 
 
@@ -54,7 +55,7 @@ def lint(session: nox.Session) -> None:
 @nox.session
 def types(session: nox.Session) -> None:
     """Check types, with two checkers."""
-    session.install("-e", ".[crypto,demo]", *group("types"))
+    session.install("-e", WITH_EXTRAS, *group("types"))
     session.run("mypy")
     session.run("pyright")
 
