@@ -150,16 +150,11 @@ def _forget_stream(request: web.Request) -> None:
 async def _answered(visits: Sequence[Visit], request: web.Request, handler: Handler) -> web.StreamResponse:
     """Run a handler, and commit before its answer leaves, so that a conflict can still become another."""
     try:
-        try:
-            response = await handler(request)
-        except web.HTTPException as answer:
-            await _settle(visits, answer.status)
-            raise
-        await _settle(visits, response.status)
-    except BaseException:
-        for visit in visits:
-            await visit.settle(is_failure=True)
+        response = await handler(request)
+    except web.HTTPException as answer:
+        await _settle(visits, answer.status)
         raise
+    await _settle(visits, response.status)
     return response
 
 

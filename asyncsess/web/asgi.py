@@ -186,12 +186,9 @@ class _Response:
     async def of(self, app: ASGIApp, receive: Receive) -> None:
         """Have the application respond."""
         visit = self._visit
-        try:
-            if self._scope_key is not None:
-                self._scope[self._scope_key] = self._session = ScopeSession(visit, await visit.load())
-            await app(self._scope, receive, self._send)
-        finally:
-            await visit.settle(is_failure=True)  # what is still open has been left by an exception, or without a word
+        if self._scope_key is not None:
+            self._scope[self._scope_key] = self._session = ScopeSession(visit, await visit.load())
+        await app(self._scope, receive, self._send)
 
     async def _send(self, message: Message) -> None:
         """Commit before the headers leave, and tell the browser of its session."""
@@ -224,7 +221,6 @@ class _Response:
         answer = self._visit.settings.answer(error)
         if answer is None:
             return False
-        await self._visit.settle(is_failure=True)
         self.is_replaced = True
         if self._scope["type"] == "websocket":
             await self._send_on({"type": "websocket.close", "code": _TRY_AGAIN_LATER})

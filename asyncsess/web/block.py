@@ -58,7 +58,7 @@ class Block:
         """Enter the visitor's session, or a new one."""
         visit = self._visit
         if not self._is_readonly:
-            await visit.begin()
+            visit.check_alone()
         if visit.session_id is not None:
             self._opening = self._resume(visit.session_id)
             try:

@@ -10,7 +10,7 @@ from datetime import timedelta
 from typing import Any, Final, TypeVar
 
 from asyncsess.errors import ConflictError, DeadlockError, SessionClosedError, SessionError, SessionNotFoundError
-from asyncsess.keeper import WRITABLE, State
+from asyncsess.keeper import State
 from asyncsess.merge import merge
 from asyncsess.openings import AbsentOpening
 from asyncsess.operations import Operation
@@ -100,7 +100,7 @@ class Visit:
         """Run operations on the visitor's session, or on a new one, as `SessionStore.apply`."""
         self.is_accessed = True
         with self.noting_errors():
-            await self.begin()
+            self.check_alone()
             if self._id is not None:
                 try:
                     return await self.settings.store.apply(self._id, *operations, timeout=timeout)
@@ -116,16 +116,11 @@ class Visit:
 
     async def settle(self, *, is_failure: bool = False) -> None:
         """Commit all that is open, or roll it back, and give back its locks."""
-        try:
-            while self._blocks:
-                block = self._blocks[0]
-                if block is self._main and block.session.is_new and self._id is not None and not is_failure:
-                    await self._merge_into(self._id, block.session)
-                await block.settle(is_failure=is_failure)
-        except BaseException:
-            while self._blocks:
-                await self._blocks[0].settle(is_failure=True)
-            raise
+        while self._blocks:
+            block = self._blocks[0]
+            if block is self._main and block.session.is_new and self._id is not None and not is_failure:
+                await self._merge_into(self._id, block.session)
+            await block.settle(is_failure=is_failure)
 
     async def _merge_into(self, session_id: str, begun: Session) -> None:
         """Store what was put into a session that had not begun when another block of the request began it."""
@@ -154,15 +149,14 @@ class Visit:
         return [("Vary", "Cookie"), *([("Set-Cookie", cookie), ("Cache-Control", "no-store")] if cookie else [])]
 
     async def close(self) -> None:
-        """Leave the session of the whole request. What was not committed by now is not.
+        """Roll back what was not committed by now, and leave the session of the whole request.
 
         Raises:
             SessionClosedError: Something inside it was changed after the headers had left, and is lost.
         """
         block, self._main = self._main, None
+        await self.settle(is_failure=True)
         if block is not None:
-            if block.session.state in WRITABLE:
-                await block.settle(is_failure=True)
             await block.leave()
 
     async def retry(self, run: Callable[[], Awaitable[T]], status_of: Callable[[T], int], times: int) -> T:
@@ -212,15 +206,10 @@ class Visit:
             self.error = error
             raise
 
-    async def begin(self) -> None:
-        """Have the session stored that this request has begun, if it has, so that there is but one."""
-        if self._id is not None:
-            return
-        main = self._main
-        if main is not None and main.session.state is State.OPTIMISTIC and main.session.is_modified:
-            await main.session.save()
-            self.note(main)
-        elif any(block.session.is_new and block is not main for block in self._blocks):
+    def check_alone(self) -> None:
+        """Raise if another block of this request begins its session: there is but one."""
+        begins = (block.is_begun and block.session.is_new and block is not self._main for block in self._blocks)
+        if self._id is None and any(begins):
             raise DeadlockError(
                 "this request begins its session in another block that is still open; use that one, or leave it first",
                 (),
