@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import AsyncIterator, Callable, Sequence
-from datetime import UTC, datetime, timedelta
+from datetime import timedelta
 from types import TracebackType
 from typing import Final, Self
 
@@ -108,9 +108,10 @@ class Lifecycle:
         """Seconds for which a session lasts at most; None for no such limit."""
         return self._policy.expiry.lifetime
 
-    def now(self) -> datetime:
-        """Return the time by the store's clock, in UTC."""
-        return datetime.fromtimestamp(self._policy.clock(), UTC)
+    @property
+    def clock(self) -> Callable[[], float]:
+        """Returns seconds since the epoch."""
+        return self._policy.clock
 
     @property
     def backend(self) -> Backend:

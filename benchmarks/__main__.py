@@ -11,7 +11,7 @@ from dataclasses import replace
 from pathlib import Path
 
 try:
-    from benchmarks import chart, contest, masses, population, processes, report, scale, ways
+    from benchmarks import chart, contest, masses, population, processes, report, scale, ways, web
 except ModuleNotFoundError as error:
     sys.exit(f"{error.name} is missing; install what the benchmarks need: pip install -e . --group bench")
 from benchmarks.figures import Figure
@@ -63,6 +63,8 @@ async def _measure(chosen: Scale, root: Path) -> tuple[contest.Contest, list[Fig
     _say("changing a session in other ways")
     figures += await ways.costs(chosen, _made(root / "ways"))
     figures += await ways.at_once(_made(root / "at-once"))
+    _say("web servers, each by one worker")
+    figures += await web.rates(chosen, _made(root / "web"))
     _say("handing a session over between processes")
     figures.append(await processes.hand_over(chosen, _made(root / "hand-over")))
     _say("killing holders")

@@ -136,7 +136,8 @@ def _middleware(all_settings: Sequence[Settings]) -> Middleware:
             return web.Response(status=answer.status, text=answer.text, headers=answer.headers)
         finally:
             for visit in visits:
-                await visit.close()
+                if visit.is_open:
+                    await visit.close()
 
     return sessions
 
@@ -160,7 +161,8 @@ async def _answered(visits: Sequence[Visit], request: web.Request, handler: Hand
 
 async def _settle(visits: Sequence[Visit], status: int) -> None:
     for visit in visits:
-        await visit.settle(is_failure=not visit.settings.commits(status))
+        if visit.is_open:
+            await visit.settle(is_failure=not visit.settings.commits(status))
 
 
 async def _prepare(request: web.Request, response: web.StreamResponse) -> None:

@@ -8,7 +8,7 @@ from contextlib import AbstractAsyncContextManager
 from types import TracebackType
 from typing import TYPE_CHECKING
 
-from asyncsess.errors import SessionClosedError, SessionNotFoundError
+from asyncsess.errors import SessionClosedError, SessionError, SessionNotFoundError
 from asyncsess.keeper import WRITABLE, State
 from asyncsess.session import Session
 
@@ -51,8 +51,11 @@ class Block:
 
     async def __aenter__(self) -> Session:
         self._visit.is_accessed = True
-        with self._visit.noting_errors():
+        try:
             return await self.enter()
+        except SessionError as error:
+            self._visit.error = error
+            raise
 
     async def enter(self) -> Session:
         """Enter the visitor's session, or a new one."""
@@ -83,8 +86,11 @@ class Block:
         settings = self._visit.settings
         status = None if error is None else settings.status_of(error)
         is_fine = status is not None and settings.commits(status)
-        with self._visit.noting_errors():
+        try:
             await self.leave(*((None, None, None) if is_fine else (kind, error, traceback)))
+        except SessionError as failure:
+            self._visit.error = failure
+            raise
 
     async def leave(
         self,

@@ -6,6 +6,7 @@ import ipaddress
 import logging
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import lru_cache
 
 from asyncsess.errors import SessionError
 from asyncsess.store import SessionStore
@@ -60,6 +61,7 @@ class Settings:
             logger.warning("%s", text)
 
 
+@lru_cache(maxsize=64)
 def _is_loopback(host: str) -> bool:
     name = host.rpartition(":")[0] if host.count(":") == 1 or (host.startswith("[") and "]:" in host) else host
     name = name.strip("[]").lower()

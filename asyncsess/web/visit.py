@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import random
-from collections.abc import Awaitable, Callable, Generator
-from contextlib import contextmanager
+from collections.abc import Awaitable, Callable
 from datetime import timedelta
 from typing import Any, Final, TypeVar
 
@@ -34,7 +33,8 @@ class Visit:
 
     Attributes:
         is_accessed: Whether the answer depends on the session.
-        error: What the session raised last, in a block of the handler or a call.
+        error: What the session raised last, in a block of the handler or a call: a framework may make something else of
+            it before it comes out.
     """
 
     def __init__(self, settings: Settings, value: str | None) -> None:
@@ -42,7 +42,7 @@ class Visit:
         self.is_accessed = False
         self.error: SessionError | None = None
         self._id = settings.cookie.session_id(value)
-        self._began = settings.store.now()
+        self._began = settings.store.clock()
         self._blocks: list[Block] = []
         self._main: Block | None = None
         self._is_last_try = False
@@ -99,13 +99,16 @@ class Visit:
     async def apply(self, *operations: Operation, timeout: Timeout = None) -> tuple[Any, ...]:
         """Run operations on the visitor's session, or on a new one, as `SessionStore.apply`."""
         self.is_accessed = True
-        with self.noting_errors():
+        try:
             self.check_alone()
             if self._id is not None:
                 try:
                     return await self.settings.store.apply(self._id, *operations, timeout=timeout)
                 except SessionNotFoundError as error:
                     self.forget(error)
+        except SessionError as error:
+            self.error = error
+            raise
         async with self.open() as session:
             values: dict[str, Any] = dict(session)
             results = tuple([operation(values) for operation in operations])
@@ -113,6 +116,11 @@ class Visit:
         return results
 
     # The end.
+
+    @property
+    def is_open(self) -> bool:
+        """Whether there is something to settle or to close."""
+        return bool(self._blocks) or self._main is not None
 
     async def settle(self, *, is_failure: bool = False) -> None:
         """Commit all that is open, or roll it back, and give back its locks."""
@@ -197,15 +205,6 @@ class Visit:
         """Whether the headers have left, so that no cookie can be handed out any more."""
         return self._has_left
 
-    @contextmanager
-    def noting_errors(self) -> Generator[None]:
-        """Note what the session raises: a framework may make something else of it before it comes out."""
-        try:
-            yield
-        except SessionError as error:
-            self.error = error
-            raise
-
     def check_alone(self) -> None:
         """Raise if another block of this request begins its session: there is but one."""
         begins = (block.is_begun and block.session.is_new and block is not self._main for block in self._blocks)
@@ -217,7 +216,7 @@ class Visit:
 
     def forget(self, error: SessionNotFoundError) -> None:
         """Take the visitor for a new one, unless the session ended while this request was under way."""
-        if error.died_at is not None and error.died_at > self._began:
+        if error.died_at is not None and error.died_at.timestamp() > self._began:
             raise error
         self._id = None
 
@@ -251,4 +250,4 @@ class Visit:
         store, created_at = self.settings.store, session.created_at
         if store.lifetime is None or created_at is None:
             return None
-        return max(0.0, store.lifetime - (store.now() - created_at).total_seconds())
+        return max(0.0, created_at.timestamp() + store.lifetime - store.clock())
