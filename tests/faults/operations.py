@@ -11,9 +11,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from asyncsess import CommitUnknownError, CorruptSessionError, FileStore, SessionError, SessionNotFoundError
+from asyncsess import CommitUnknownError, CorruptSessionError, FileStore, Session, SessionError, SessionNotFoundError
+from asyncsess.backends.base import Tombstone
+from asyncsess.web import login
 
 ID = "the-session"
+OWNER = "ada"
 STALE_ID = "the-expired-session"
 FRESH_ID = "F" * 43  # what the server makes of every fresh id
 SMALL, LARGE, CHANGED, GROWN = "small", "large" * 1000, "changed", "grown" * 1000
@@ -75,6 +78,11 @@ async def _regenerate(store: FileStore) -> None:
         await session.regenerate_id()
 
 
+async def _login(store: FileStore) -> None:
+    async with store.open(ID) as session:
+        await login(session, OWNER)
+
+
 async def _destroy(store: FileStore) -> None:
     await store.destroy(ID)
 
@@ -103,6 +111,9 @@ OPERATIONS = {
     "grow": Operation(_change(GROWN), _PREPARED, {ID: GROWN, FRESH_ID: None}),
     "shrink": Operation(_change(SMALL), {ID: LARGE, FRESH_ID: None}, _PREPARED),
     "regenerate": Operation(_regenerate, _PREPARED, {ID: SMALL, FRESH_ID: SMALL}),
+    "login": Operation(
+        _login, _PREPARED, {ID: None, FRESH_ID: SMALL}, halfway=({ID: SMALL, FRESH_ID: SMALL},)
+    ),
     "destroy": Operation(_destroy, _PREPARED, {ID: None, FRESH_ID: None}),
     "save twice": Operation(
         _save_twice, _PREPARED, {ID: CHANGED.upper(), FRESH_ID: None}, halfway=({ID: CHANGED, FRESH_ID: None},)
@@ -137,6 +148,7 @@ async def state_of(directory: Path) -> State:
             try:
                 async with store.open(session_id, readonly=True) as session:
                     state[session_id] = session["value"]
+                    await _check_owner(store, session)
             except SessionNotFoundError:
                 state[session_id] = None
             except CorruptSessionError:
@@ -146,7 +158,7 @@ async def state_of(directory: Path) -> State:
 
 def files_in(directory: Path) -> list[str]:
     """Return the names of all files of a store, relative to its directory."""
-    return [path.relative_to(directory).as_posix() for path in directory.glob("*/*")]
+    return [path.relative_to(directory).as_posix() for path in directory.rglob("*") if path.is_file()]
 
 
 def session_files_in(directory: Path) -> list[Path]:
@@ -155,18 +167,27 @@ def session_files_in(directory: Path) -> list[Path]:
 
 
 async def sweep_later(directory: Path) -> None:
-    """Sweep as two minutes later, when no tombstone of a destroyed session stands any more."""
+    """Sweep as two minutes later, when no tombstone stands any more; then what belonged to those that are gone."""
     async with store_at(directory, clock=lambda: time.time() + 120) as store:
+        await store.delete_expired()
         await store.delete_expired()
 
 
 async def litter_in(directory: Path) -> list[str]:
     """Return the files that a fault left behind for good: those that a sweep a little later does not remove."""
     await sweep_later(directory)
-    names = files_in(directory)
+    async with store_at(directory) as store:
+        predecessors = [
+            name
+            for name in files_in(directory)
+            if SESSION_FILE.fullmatch(name) and isinstance(await store.backend.read(name.replace("/", "")), Tombstone)
+        ]
+    names = [name for name in files_in(directory) if name not in predecessors]  # which stand until they have expired
     sessions = [name for name in names if SESSION_FILE.fullmatch(name)]
     alive = [value for value in (await state_of(directory)).values() if value]
-    return [name for name in names if name not in sessions] + sessions[len(alive) :]
+    members = [name for name in names if name.startswith("groups/")]
+    others = [name for name in names if name not in sessions and name not in members]
+    return others + sessions[len(alive) :] + members[len(alive) :]
 
 
 async def locked_in(directory: Path) -> list[str]:
@@ -182,3 +203,10 @@ async def locked_in(directory: Path) -> list[str]:
             except SessionError as error:
                 locked.append(f"{session_id}: {error}")
     return locked
+
+
+async def _check_owner(store: FileStore, session: Session) -> None:
+    """Make sure that whoever has logged in has a new id, and is found when all sessions are to end."""
+    if session.owner is not None:
+        assert session.id != ID
+        assert session.handle in {owned.handle for owned in await store.sessions_of(OWNER)}
