@@ -111,9 +111,7 @@ OPERATIONS = {
     "grow": Operation(_change(GROWN), _PREPARED, {ID: GROWN, FRESH_ID: None}),
     "shrink": Operation(_change(SMALL), {ID: LARGE, FRESH_ID: None}, _PREPARED),
     "regenerate": Operation(_regenerate, _PREPARED, {ID: SMALL, FRESH_ID: SMALL}),
-    "login": Operation(
-        _login, _PREPARED, {ID: None, FRESH_ID: SMALL}, halfway=({ID: SMALL, FRESH_ID: SMALL},)
-    ),
+    "login": Operation(_login, _PREPARED, {ID: None, FRESH_ID: SMALL}, halfway=({ID: SMALL, FRESH_ID: SMALL},)),
     "destroy": Operation(_destroy, _PREPARED, {ID: None, FRESH_ID: None}),
     "save twice": Operation(
         _save_twice, _PREPARED, {ID: CHANGED.upper(), FRESH_ID: None}, halfway=({ID: CHANGED, FRESH_ID: None},)

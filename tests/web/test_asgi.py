@@ -13,9 +13,11 @@ import litestar
 import litestar.enums
 import pytest
 import quart
+import yarl
+from authlib.integrations.starlette_client import OAuth
 from starlette.applications import Starlette
 from starlette.requests import Request
-from starlette.responses import PlainTextResponse
+from starlette.responses import JSONResponse, PlainTextResponse
 from starlette.routing import Route
 
 from asyncsess import Session, SessionStore, StoreError, increment, rules
@@ -361,3 +363,39 @@ async def test_quart_opens_sessions_by_its_request(store: SessionStore, browser:
         assert [await visit(browser, url + "/count") for _ in range(2)] == ["1", "2"]
         assert await status_of(browser, url + "/redirect") == 302
         assert await visit(browser, url + "/count") == "101"
+
+
+async def test_authlib_keeps_the_state_of_a_login_elsewhere_in_the_session(
+    store: SessionStore, browser: aiohttp.ClientSession
+) -> None:
+    async def token(request: Request) -> JSONResponse:
+        assert (await request.form())["code"] == "the code"
+        return JSONResponse({"access_token": "granted", "token_type": "Bearer"})
+
+    async def log_in(request: Request) -> Any:
+        return await oauth.elsewhere.authorize_redirect(request, f"{url}/callback")
+
+    async def callback(request: Request) -> PlainTextResponse:
+        found = await oauth.elsewhere.authorize_access_token(request)
+        return PlainTextResponse(found["access_token"])
+
+    routes = [
+        Route("/token", token, methods=["POST"]),
+        Route("/login", log_in),
+        Route("/callback", callback),
+    ]
+    async with by_uvicorn(asgi.SessionMiddleware(Starlette(routes=routes), store, PLAIN)) as url:
+        oauth = OAuth()
+        oauth.register(
+            "elsewhere",
+            client_id="asyncsess",
+            client_secret="secret",
+            authorize_url=f"{url}/authorize",
+            access_token_url=f"{url}/token",
+        )
+        async with browser.get(url + "/login", allow_redirects=False) as response:
+            assert response.status == 302
+            state = yarl.URL(response.headers["Location"]).query["state"]
+        async with new_browser() as attacker, attacker.get(f"{url}/callback?code=the code&state={state}") as response:
+            assert response.status == 500  # it is not his
+        assert await visit(browser, f"{url}/callback?code=the code&state={state}") == "granted"
