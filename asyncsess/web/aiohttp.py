@@ -121,10 +121,8 @@ async def _while_it_runs(store: SessionStore, app: web.Application) -> AsyncIter
 def _middleware(all_settings: Sequence[Settings]) -> Middleware:
     @web.middleware
     async def sessions(request: web.Request, handler: Handler) -> web.StreamResponse:
-        visits = []
-        for settings in all_settings:
-            settings.warn_if_unfit(request.scheme, request.host)
-            visits.append(Visit(settings, request.cookies.get(settings.cookie.name)))
+        cookies = request.cookies
+        visits = [Visit(settings, cookies.get(settings.cookie.name)) for settings in all_settings]
         request[_VISITS] = {**request.get(_VISITS, {}), **{visit.settings.cookie.name: visit for visit in visits}}
         try:
             return await _answered(visits, request, handler)
@@ -173,6 +171,7 @@ async def _prepare(request: web.Request, response: web.StreamResponse) -> None:
             if name == "Vary" and name in response.headers:
                 response.headers[name] = f"{response.headers[name]}, {value}"
             elif name == "Set-Cookie":
+                visit.settings.warn_if_unfit(request.scheme, request.host)
                 response.headers.add(name, value)
             else:
                 response.headers[name] = value

@@ -107,10 +107,9 @@ class SessionMiddleware:
             await self._app(scope, receive, send)
 
     async def _serve(self, scope: Scope, receive: Receive, send: Send) -> None:
-        settings, headers = self._settings, scope["headers"]
-        settings.warn_if_unfit(scope.get("scheme", "http"), _header(headers, b"host"))
-        visit = Visit(settings, _cookie_in(headers, settings.cookie.name))
-        scope[KEY] = {**scope.get(KEY, {}), settings.cookie.name: visit}
+        name = self._settings.cookie.name
+        visit = Visit(self._settings, _cookie_in(scope["headers"], name))
+        scope[KEY] = {**scope.get(KEY, {}), name: visit}
         response = _Response(visit, scope, self._scope_key, send)
         try:
             await response.of(self._app, receive)
@@ -207,8 +206,16 @@ class _Response:
                     return
                 raise
             if message["type"] != "websocket.close":
-                message = {**message, "headers": _with(message.get("headers", ()), self._visit.take_headers())}
+                message = {**message, "headers": _with(message.get("headers", ()), self._headers())}
         await self._send_on(message)
+
+    def _headers(self) -> list[tuple[str, str]]:
+        """Return what is to be said of the session; a cookie with a warning if it will not work, or is not safe."""
+        headers = self._visit.take_headers()
+        if len(headers) > 1:
+            host = _header(self._scope["headers"], b"host")
+            self._visit.settings.warn_if_unfit(self._scope.get("scheme", "http"), host)
+        return headers
 
     def _look_for_another_session(self) -> None:
         if self._session is not None and self._scope_key is not None:

@@ -460,7 +460,7 @@ async def test_a_cookie_that_will_not_work_or_is_not_safe_is_warned_of_once(
     add_basics(site)
     async with site.serve(store, CookiePolicy(secure=is_secure)) as url:
         for _ in range(2):
-            async with browser.get(url + "/show", headers={"Host": host}) as response:
+            async with browser.get(url + "/put?key=n&value=1", headers={"Host": host}) as response:
                 assert response.status == 200
     messages = [record.getMessage() for record in caplog.records if record.name == "asyncsess"]
     assert [warning in message for message in messages] == ([True] if warning else []) if warning else not messages
