@@ -50,11 +50,13 @@ class SessionNotFoundError(SessionError, LookupError):
     Attributes:
         died_at: Since when the id does not lead to a session any more, in UTC, if it was destroyed or replaced a moment
             ago; None if nothing is known of it.
+        was_replaced: Whether it was replaced: the session lives on under another id.
     """
 
-    def __init__(self, message: str, died_at: datetime | None = None) -> None:
+    def __init__(self, message: str, died_at: datetime | None = None, *, was_replaced: bool = False) -> None:
         super().__init__(message)
         self.died_at = died_at
+        self.was_replaced = was_replaced
 
 
 class ReadOnlySessionError(SessionError, TypeError):

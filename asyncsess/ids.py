@@ -47,8 +47,8 @@ def group_of(owner: str) -> str:
         ValueError: The owner is not a string, or empty.
     """
     if not isinstance(owner, str) or not owner:
-        raise ValueError(f"an owner is named by a string that is not empty, such as a user's id; not {owner!r}")
-    return hashlib.sha256(b"owner\0" + owner.encode()).hexdigest()
+        raise ValueError(f"an owner is named by a string that is not empty, such as a user's id; not by {type(owner)}")
+    return hashlib.sha256(b"owner\0" + owner.encode(errors="surrogatepass")).hexdigest()
 
 
 def handle_of(key: str) -> str:

@@ -71,7 +71,7 @@ class Lifecycle:
         )
         self._lock_timeout = seconds(lock_timeout, "lock_timeout", or_zero=True)
         self._sweeper = Sweeper(self.delete_expired, limit(sweep_interval, "sweep_interval"))
-        self._swept = 0
+        self._swept = self._entered = 0
         self._is_closed = False
 
     def __repr__(self) -> str:
@@ -79,6 +79,7 @@ class Lifecycle:
 
     async def __aenter__(self) -> Self:
         await self._policy.backend.open()
+        self._entered += 1
         self._is_closed = False
         self._policy.openings.begin()
         self._sweeper.start()
@@ -87,7 +88,9 @@ class Lifecycle:
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
-        await self.aclose()
+        self._entered -= 1
+        if self._entered <= 0:  # an application and its framework may both have entered it
+            await self.aclose()
 
     async def delete_expired(self) -> int:
         """Delete the sessions that have expired and are not open; return how many."""
@@ -144,6 +147,7 @@ class Lifecycle:
             timeout: Seconds to wait.
         """
         self._is_closed = True
+        self._entered = 0
         try:
             await self._sweeper.stop()
             await self._policy.openings.until_others_end(timeout)

@@ -151,5 +151,7 @@ class Policy:
             return found.successor_id
         self.observer.note(PredecessorUsed(died_at, found.successor_id))
         raise SessionNotFoundError(
-            "there is no such session: it got another id, and the grace of this one is over", died_at
+            "there is no such session: it got another id, and the grace of this one is over",
+            died_at,
+            was_replaced=True,
         )

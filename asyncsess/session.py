@@ -31,7 +31,7 @@ class Session(MutableMapping[str, Any]):
 
     __slots__ = (
         "__weakref__", "_baseline", "_codec", "_created_at", "_ends_at", "_has_new_id", "_id", "_is_changed",
-        "_is_exposed", "_keeper", "_locked", "_state", "_touched", "_values", "_version",
+        "_is_exposed", "_is_pinned", "_keeper", "_locked", "_state", "_touched", "_values", "_version",
     )  # fmt: skip
 
     def __init__(self, keeper: Keeper, session_id: str, state: State, codec: Codec) -> None:
@@ -41,7 +41,7 @@ class Session(MutableMapping[str, Any]):
         self._codec = codec
         self._values: dict[str, Any] = {}
         self._baseline: bytes | None = None
-        self._is_changed = self._is_exposed = self._has_new_id = False
+        self._is_changed = self._is_exposed = self._has_new_id = self._is_pinned = False
         self._touched = set[str]()
         self._locked: Collection[str] | None = None
         self._version = 0
@@ -221,6 +221,8 @@ class Session(MutableMapping[str, Any]):
         length = seconds(grace, "grace", or_zero=True)
         if length > _LONGEST_GRACE:
             raise ValueError(f"grace must be at most {_LONGEST_GRACE:g} seconds, not {length:g}")
+        if self._is_pinned:
+            raise SessionClosedError("the headers have left, so the visitor can't be told of another id; do it before")
         await self._keeper.regenerate_id(length)
         self._has_new_id = True
 
@@ -242,6 +244,10 @@ class Session(MutableMapping[str, Any]):
             raise ReadOnlySessionError("the session was opened with readonly=True; open it without to change it")
         if self._state not in WRITABLE:
             raise self._closed()
+
+    def pin(self) -> None:
+        """Allow no other id: nobody could be told of it."""
+        self._is_pinned = True
 
     def lock(self, variables: Collection[str]) -> None:
         """Allow only these to be changed."""

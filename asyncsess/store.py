@@ -9,7 +9,6 @@ from datetime import timedelta
 from typing import Any
 
 from asyncsess.expiry import limit
-from asyncsess.ids import key_of
 from asyncsess.lifecycle import Lifecycle
 from asyncsess.openings import (
     Caller,
@@ -252,11 +251,11 @@ class SessionStore(Lifecycle):
             LockTimeoutError, DeadlockError, StoreError: As `destroy`; the others were deleted nevertheless.
         """
         self._check_open()
-        spared = keep.id if isinstance(keep, Session) else keep
+        spared = keep if keep is None or isinstance(keep, str) else keep.id
         return owned.destroy_all(
             self._policy,
             owner,
-            spared=None if spared is None else key_of(spared),
+            spared=spared,
             timeout=self._lock_timeout,
             caller=_caller(),
         )

@@ -27,7 +27,7 @@ class Sweeper:
 
     def start(self) -> None:
         """Begin, on the running loop."""
-        if self._interval is not None:
+        if self._interval is not None and self._task is None:
             self._task = asyncio.create_task(self._run(self._interval), name="asyncsess sweeper")
 
     async def stop(self) -> None:

@@ -164,6 +164,16 @@ async def test_an_owner_is_a_string(store: SessionStore, owner: Any) -> None:
     assert [key async for key in store.keys()] == []  # noqa: SIM118 - no mapping
 
 
+@pytest.mark.parametrize(("label", "noted"), [(None, ""), ("M\udcf6zilla", "M?zilla"), ("x" * 1000, "x" * 256)])
+async def test_whatever_a_header_brings_is_a_label_that_can_be_read(
+    store: SessionStore, label: str | None, noted: str
+) -> None:
+    async with store.open() as session:
+        await login(session, "ada", label=label)
+    (session_,) = await store.sessions_of("ada")
+    assert session_.label == noted
+
+
 # The list.
 
 
@@ -334,6 +344,33 @@ async def test_many_logins_at_once_leave_as_many_as_are_allowed(new_store: NewSt
     async with new_store(max_sessions_per_owner=3) as store:
         await asyncio.gather(*(log_in(store) for _ in range(10)))
         assert len(await store.sessions_of("ada")) == 3
+
+
+async def test_a_session_that_gets_another_id_while_it_is_one_too_many_ends_nevertheless(
+    new_store: NewStore, clock: FakeClock
+) -> None:
+    async with new_store(max_sessions_per_owner=1) as store:
+        first = await log_in(store)
+        clock.advance(1)
+        async with asyncio.TaskGroup() as tasks, store.open(first) as session:
+            tasks.create_task(log_in(store))
+            await until(lambda: store.statistics().waiting == 1)
+            await session.regenerate_id()
+        assert len(await store.sessions_of("ada")) == 1
+
+
+async def test_a_store_that_fails_while_it_looks_for_sessions_too_many_fails_no_login(
+    new_store: NewStore, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    async def fail(group: str) -> Any:
+        raise StoreError("the disk is gone")
+
+    async with new_store(max_sessions_per_owner=1) as store:
+        with monkeypatch.context() as patch:
+            patch.setattr(store.backend, "members", fail)
+            session_id = await log_in(store)
+        assert "could not be ended: the disk is gone" in caplog.text
+        assert await handles(store) == {handle(session_id)}
 
 
 async def test_a_session_too_many_that_can_not_be_ended_is_logged(

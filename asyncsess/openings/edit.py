@@ -22,6 +22,7 @@ from asyncsess.openings.exclusive import ExclusiveOpening
 from asyncsess.policy import Policy
 from asyncsess.rules import Resolve
 from asyncsess.session import Session
+from asyncsess.values import CSRF
 
 _FIRST_PAUSE: Final = 0.01
 
@@ -54,6 +55,7 @@ class EditOpening(Block):
         super().__init__(policy, session_id, timeout=timeout, caller=caller)
         self._session = Session(self, session_id, State.OPTIMISTIC, policy.codec)
         self._resolve = resolve
+        self._created_at: float | None = None
         self._mode: Mode = mode
 
     async def __aenter__(self) -> Session:
@@ -126,6 +128,12 @@ class EditOpening(Block):
             else:
                 await self._exchange(data, partial(self._store_anew, grace))
 
+    def follow(self, session_id: str, *, is_begun: bool) -> None:
+        """Go on under another id, to which others have moved the session, or under which they have begun it."""
+        if is_begun:
+            self._is_fresh, self._created_at = False, None
+        self._move(session_id, key_of(session_id))
+
     async def _load(self) -> None:
         self._created_at = (await self._load_snapshot()).created_at
 
@@ -171,7 +179,7 @@ class EditOpening(Block):
         try:
             self._move(session_id, key)
             await self._check_locks()
-            if record is None or record.created_at != self._created_at or policy.has_expired(record):
+            if record is None or not self._is_mine(record) or policy.has_expired(record):
                 raise SessionNotFoundError(NOT_FOUND)
             theirs = policy.codec.unseal(record.payload, key)
             merged = self._merged(ours, theirs)
@@ -195,7 +203,7 @@ class EditOpening(Block):
         policy.observer.note_committed(len(payload))
         self._is_fresh, self._created_at = False, now
         if owner is not None:
-            await owned.evict(policy, owner, self._key, timeout=self._timeout, caller=self._caller)
+            await owned.evict(policy, owner, self._key, caller=self._caller)
         return Record(payload, 1, now, now), ours
 
     async def _store_anew(self, grace: float, ours: bytes) -> tuple[Record, bytes]:
@@ -203,14 +211,22 @@ class EditOpening(Block):
         opening = self._exclusive()
         async with opening as session:
             await self._check_locks()
-            if opening.record.created_at != self._created_at:
+            if not self._is_mine(opening.record):
                 raise SessionNotFoundError(NOT_FOUND)
             merged = self._merged(ours, session.baseline)
             if merged != session.baseline:
+                owner = session.owner
                 session.replace(self._policy.codec.decode(merged))
+                if session.owner != owner:  # its forms need another token, whoever stored one meanwhile
+                    session.pop(CSRF, None)
+                    merged = session.encoded()
             await session.regenerate_id(grace=grace)
             self._move(session.id, key_of(session.id))
             return opening.record, merged
+
+    def _is_mine(self, record: Record) -> bool:
+        """Tell whether a record is of the session that was opened, and of none that began under its id since."""
+        return self._created_at is None or record.created_at == self._created_at
 
     async def _check_locks(self) -> None:
         """Make sure that what this holds beside the session has not been taken over."""

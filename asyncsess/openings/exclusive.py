@@ -277,7 +277,7 @@ class ExclusiveOpening(Block):
         await self._let_go()
         newcomer, self._newcomer = self._newcomer, None
         if newcomer is not None:  # not before: two that log in could else wait for each other
-            await owned.evict(self._policy, newcomer, self._key, timeout=self._timeout, caller=self._caller)
+            await owned.evict(self._policy, newcomer, self._key, caller=self._caller)
 
 
 async def apply(opening: ExclusiveOpening, operations: Sequence[Operation]) -> tuple[Any, ...]:

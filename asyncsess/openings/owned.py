@@ -16,8 +16,8 @@ from enum import Enum, auto
 from typing import Any, Final, NamedTuple
 
 from asyncsess.backends.base import Record, Tombstone
-from asyncsess.errors import CodecError, CorruptSessionError, SessionError
-from asyncsess.ids import group_of, handle_of
+from asyncsess.errors import CodecError, CorruptSessionError, SessionError, SessionNotFoundError
+from asyncsess.ids import group_of, handle_of, key_of
 from asyncsess.openings.base import Caller, granted, holder_at
 from asyncsess.policy import Policy
 from asyncsess.succession import is_succession
@@ -26,6 +26,7 @@ from asyncsess.values import OWNER, owner_of
 logger = logging.getLogger("asyncsess")
 
 _LONGEST_LABEL: Final = 256
+_PATIENCE: Final = 1.0  # seconds for which a login waits for somebody who holds an old session
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,10 +61,11 @@ class _Joined(NamedTuple):
     key: str
 
 
-def ownership(owner: str, label: str) -> dict[str, Any]:
+def ownership(owner: str, label: str | None) -> dict[str, Any]:
     """Return what a session holds of its owner."""
     group_of(owner)  # refuses what names none
-    return {"id": owner, "label": label[:_LONGEST_LABEL]}
+    readable = (label or "").encode(errors="replace").decode()  # headers may bring what is no text
+    return {"id": owner, "label": readable[:_LONGEST_LABEL]}
 
 
 async def join(policy: Policy, owner: str, key: str) -> None:
@@ -77,11 +79,12 @@ async def sessions_of(policy: Policy, owner: str) -> list[OwnedSession]:
 
 
 async def destroy_all(policy: Policy, owner: str, *, spared: str | None, timeout: float, caller: Caller) -> int:
-    """Destroy the sessions of an owner, save for one key; return how many there were.
+    """Destroy the sessions of an owner, save for that of one id; return how many there were.
 
     One that can't be destroyed does not keep the others alive; its error is raised in the end.
     """
-    ended, errors, destroyed = {spared}, list[SessionError](), 0
+    ended = {None if spared is None else await _key_now(policy, spared)}
+    errors, destroyed = list[SessionError](), 0
     has_moved = True
     while has_moved:  # then the owner has a session that was perhaps not there yet when this looked
         has_moved = False
@@ -103,6 +106,18 @@ async def destroy_all(policy: Policy, owner: str, *, spared: str | None, timeout
     return destroyed
 
 
+async def _key_now(policy: Policy, session_id: str) -> str:
+    """Return the key of a session, also if it has got another id a moment ago."""
+    key = key_of(session_id)
+    while isinstance(found := await policy.backend.read(key), Tombstone):
+        try:
+            session_id = policy.successor(session_id, found, policy.clock())
+        except SessionNotFoundError:
+            break
+        key = key_of(session_id)
+    return key
+
+
 async def destroy_one(policy: Policy, owner: str, handle: str, *, timeout: float, caller: Caller) -> bool:
     """Destroy the session of an owner that has a handle; return whether there was one."""
     for key in await policy.backend.members(group_of(owner)):
@@ -111,21 +126,27 @@ async def destroy_one(policy: Policy, owner: str, handle: str, *, timeout: float
     return False
 
 
-async def evict(policy: Policy, owner: str, newest: str, *, timeout: float, caller: Caller) -> None:
+async def evict(policy: Policy, owner: str, newest: str, *, caller: Caller) -> None:
     """Destroy as many sessions of an owner as are too many: of those before a new one, then that, never a later one.
 
     So of several that come at once, which may not all have seen each other, neither too many are left nor too few.
     """
     if policy.max_sessions_per_owner is None:
         return
+    try:
+        while await _evict(policy, owner, newest, caller):  # then one has got another id meanwhile, and lives on
+            pass
+    except SessionError as error:  # who logs in has done nothing wrong, and another login will try again
+        logger.warning("an owner has a session too many, which could not be ended: %s", error)
+
+
+async def _evict(policy: Policy, owner: str, newest: str, caller: Caller) -> bool:
     living = await _living(policy, owner)
     mine = next((joined for joined, _ in living if joined.key == newest), None)
     before = [joined.key for joined, _ in reversed(living) if mine and joined < mine]
-    for key in [*before, newest][: max(0, len(living) - policy.max_sessions_per_owner)]:
-        try:
-            await _end(policy, owner, key, timeout=timeout, caller=caller)
-        except SessionError as error:  # who logs in has done nothing wrong, and another login will try again
-            logger.warning("an owner has a session too many, which could not be ended: %s", error)
+    assert policy.max_sessions_per_owner is not None
+    victims = [*before, newest][: max(0, len(living) - policy.max_sessions_per_owner)]
+    return _End.MOVED in [await _end(policy, owner, key, timeout=_PATIENCE, caller=caller) for key in victims]
 
 
 async def _living(policy: Policy, owner: str) -> list[tuple[_Joined, OwnedSession]]:

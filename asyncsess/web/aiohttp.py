@@ -12,6 +12,7 @@ return web.Response(text="added")
 from __future__ import annotations
 
 from collections.abc import AsyncIterator, Callable, Sequence
+from contextlib import AsyncExitStack
 from functools import partial
 from typing import Any, Final
 
@@ -22,7 +23,7 @@ from asyncsess.errors import SessionError
 from asyncsess.store import SessionStore
 from asyncsess.web.answers import Answer, answer_to
 from asyncsess.web.cookie import CookiePolicy
-from asyncsess.web.csrf import FIELD, HEADER, REFUSAL, csrf_token, is_token, needs_token
+from asyncsess.web.csrf import FIELD, HEADER, REFUSAL, csrf_token, has_token, is_token, needs_token
 from asyncsess.web.flash import Flash, flash, get_flashes
 from asyncsess.web.sessions import (
     KEYS,
@@ -105,12 +106,20 @@ async def csrf_protection(request: web.Request, handler: Handler) -> web.StreamR
     """
     if needs_token(request.method):
         sent = request.headers.get(HEADER)
-        if sent is None and request.content_type in _FORMS:
-            field = (await request.post()).get(FIELD)
-            sent = field if isinstance(field, str) else None
+        if sent is None and request.content_type in _FORMS and await has_token(request):
+            sent = await _field_of(request)
         if not await is_token(request, sent):
             return web.Response(status=403, text=REFUSAL)
     return await handler(request)
+
+
+async def _field_of(request: web.Request) -> str | None:
+    """Return the token in a form; None also if the form can't be read."""
+    try:
+        field = (await request.post()).get(FIELD)
+    except (ValueError, LookupError, AssertionError):
+        return None
+    return field if isinstance(field, str) else None
 
 
 async def _while_it_runs(store: SessionStore, app: web.Application) -> AsyncIterator[None]:
@@ -122,20 +131,26 @@ def _middleware(all_settings: Sequence[Settings]) -> Middleware:
     @web.middleware
     async def sessions(request: web.Request, handler: Handler) -> web.StreamResponse:
         cookies = request.cookies
-        visits = [Visit(settings, cookies.get(settings.cookie.name)) for settings in all_settings]
-        request[_VISITS] = {**request.get(_VISITS, {}), **{visit.settings.cookie.name: visit for visit in visits}}
-        try:
-            return await _answered(visits, request, handler)
-        except SessionError as error:
-            answer = None if any(visit.has_left for visit in visits) else all_settings[0].answer(error)
-            if answer is None:
-                raise
-            _forget_stream(request)
-            return web.Response(status=answer.status, text=answer.text, headers=answer.headers)
-        finally:
-            for visit in visits:
-                if visit.is_open:
-                    await visit.close()
+        visits = {settings.cookie.name: Visit(settings, cookies.get(settings.cookie.name)) for settings in all_settings}
+        others = request.get(_VISITS, {})
+        if twice := visits.keys() & others.keys():
+            raise RuntimeError(
+                f"setup() was called with a cookie {min(twice)!r} twice: for an application and a part of it"
+            )
+        request[_VISITS] = {**others, **visits}
+        async with AsyncExitStack() as stack:  # each is closed, whatever becomes of the others
+            for visit in visits.values():
+                stack.push_async_callback(visit.close)
+            try:
+                return await _answered([*visits.values()], request, handler)
+            except BaseException as error:
+                if any(visit.has_left for visit in visits.values()):
+                    raise
+                _forget_stream(request)
+                answer = all_settings[0].answer(error) if isinstance(error, SessionError) else None
+                if answer is None:
+                    raise
+                return web.Response(status=answer.status, text=answer.text, headers=answer.headers)
 
     return sessions
 
@@ -153,7 +168,8 @@ async def _answered(visits: Sequence[Visit], request: web.Request, handler: Hand
     except web.HTTPException as answer:
         await _settle(visits, answer.status)
         raise
-    await _settle(visits, response.status)
+    if isinstance(response, web.StreamResponse):  # else aiohttp says what is wrong with it
+        await _settle(visits, response.status)
     return response
 
 
@@ -165,11 +181,14 @@ async def _settle(visits: Sequence[Visit], status: int) -> None:
 
 async def _prepare(request: web.Request, response: web.StreamResponse) -> None:
     """Commit before the headers leave, those of a stream as well, and tell the browser of its session."""
-    for visit in request.get(_VISITS, {}).values():
+    visits = [*request.get(_VISITS, {}).values()]
+    for visit in visits:
         await visit.finish(response.status)
+    for visit in visits:
+        visit.leave()
         for name, value in visit.take_headers():
-            if name == "Vary" and name in response.headers:
-                response.headers[name] = f"{response.headers[name]}, {value}"
+            if name == "Vary":
+                response.headers[name] = ", ".join([*response.headers.popall(name, ()), value])
             elif name == "Set-Cookie":
                 visit.settings.warn_if_unfit(request.scheme, request.host)
                 response.headers.add(name, value)

@@ -19,7 +19,7 @@ from asyncsess.errors import SessionError
 from asyncsess.store import SessionStore
 from asyncsess.web.answers import Answer, answer_to
 from asyncsess.web.cookie import CookiePolicy
-from asyncsess.web.csrf import FIELD, HEADER, REFUSAL, csrf_token, is_token, needs_token
+from asyncsess.web.csrf import FIELD, HEADER, REFUSAL, csrf_token, has_token, is_token, needs_token
 from asyncsess.web.flash import Flash, flash, get_flashes
 from asyncsess.web.lifespan import ASGIApp, Lifespan, Message, Receive, Scope, Send
 from asyncsess.web.scope import ScopeSession
@@ -108,14 +108,17 @@ class SessionMiddleware:
 
     async def _serve(self, scope: Scope, receive: Receive, send: Send) -> None:
         name = self._settings.cookie.name
+        if name in scope.get(KEY, {}):
+            raise RuntimeError(f"there are two SessionMiddlewares with a cookie {name!r}; give one another name")
+        if self._scope_key is not None and isinstance(scope.get(self._scope_key), ScopeSession):
+            raise RuntimeError(
+                f"there are two SessionMiddlewares with a session in scope[{self._scope_key!r}]; give one another "
+                "scope_key, or None"
+            )
         visit = Visit(self._settings, _cookie_in(scope["headers"], name))
         scope[KEY] = {**scope.get(KEY, {}), name: visit}
-        response = _Response(visit, scope, self._scope_key, send)
         try:
-            await response.of(self._app, receive)
-        except SessionError as error:
-            if not response.is_replaced and (visit.has_left or not await response.answer(error)):
-                raise
+            await _Response(visit, scope, self._scope_key, send).of(self._app, receive)
         finally:
             await visit.close()
 
@@ -141,7 +144,8 @@ class CSRFMiddleware:
         """Serve a connection, unless it is refused."""
         if scope["type"] == "http" and needs_token(scope["method"]):
             sent: str | None = _header(scope["headers"], HEADER.lower().encode())
-            if not sent and _header(scope["headers"], b"content-type").startswith(_FORM):
+            is_form = _header(scope["headers"], b"content-type").startswith(_FORM)
+            if not sent and is_form and await has_token(scope):
                 sent, receive = await self._token_in_form(receive)
             if not await is_token(scope, sent):
                 await _respond(send, Answer(403, REFUSAL))
@@ -168,11 +172,7 @@ class CSRFMiddleware:
 
 
 class _Response:
-    """What an application sends, and what is sent instead if its session can't be had, or not be stored.
-
-    Attributes:
-        is_replaced: Whether that was sent instead.
-    """
+    """What an application sends, and what is sent instead if its session can't be had, or not be stored."""
 
     def __init__(self, visit: Visit, scope: Scope, scope_key: str | None, send: Send) -> None:
         self._visit = visit
@@ -180,34 +180,71 @@ class _Response:
         self._scope_key = scope_key
         self._send_on = send
         self._session: ScopeSession | None = None
-        self.is_replaced = False
+        self._is_replaced = False
+        self._held: list[Message] = []
 
     async def of(self, app: ASGIApp, receive: Receive) -> None:
         """Have the application respond."""
         visit = self._visit
-        if self._scope_key is not None:
-            self._scope[self._scope_key] = self._session = ScopeSession(visit, await visit.load())
-        await app(self._scope, receive, self._send)
+        try:
+            if self._scope_key is not None:
+                await visit.load()
+                self._scope[self._scope_key] = self._session = ScopeSession(visit)
+            await app(self._scope, receive, self._send)
+        except SessionError as error:
+            if self._is_replaced or (not visit.has_left and await self._answer(error)):
+                return
+            await self._fail()
+            raise
+        except Exception:
+            await self._fail()
+            raise
+        await self._send_held()
 
     async def _send(self, message: Message) -> None:
         """Commit before the headers leave, and tell the browser of its session."""
-        if self.is_replaced:
+        if self._is_replaced:
             return
         status_of = _STATUS_OF.get(message["type"])
-        if status_of is not None and not self._visit.has_left:
-            self._look_for_another_session()
-            status, error = status_of(message), self._visit.error
-            if status == _SERVER_ERROR and error is not None and await self.answer(error):
-                return  # the framework has nothing better to say of it
-            try:
-                await self._visit.finish(status)
-            except SessionError as error:
-                if await self.answer(error):
-                    return
-                raise
-            if message["type"] != "websocket.close":
-                message = {**message, "headers": _with(message.get("headers", ()), self._headers())}
+        if status_of is None or self._visit.has_left:
+            await (self._send_on(message) if not self._held else self._hold(message))
+            return
+        self._look_for_another_session()
+        status = status_of(message)
+        try:
+            await self._visit.finish(status)
+        except SessionError as error:
+            if await self._answer(error):
+                return
+            raise
+        if status == _SERVER_ERROR and not self._held:  # a framework's answer to an exception that comes out later
+            await self._hold(message)
+        else:
+            await self._start(message)
+
+    async def _hold(self, message: Message) -> None:
+        self._held.append(message)
+
+    async def _send_held(self) -> None:
+        held, self._held = self._held, []
+        for message in held:
+            await (self._start(message) if message["type"] in _STATUS_OF else self._send_on(message))
+
+    async def _start(self, message: Message) -> None:
+        self._visit.leave()
+        if message["type"] != "websocket.close":
+            message = {**message, "headers": _with(message.get("headers", ()), self._headers())}
         await self._send_on(message)
+
+    async def _fail(self) -> None:
+        """Answer to an exception of the application, if nobody else will tell the browser of its session."""
+        visit = self._visit
+        await visit.settle(is_failure=True)
+        if self._held:
+            await self._send_held()
+        elif not visit.has_left and visit.has_news and self._scope["type"] == "http":
+            visit.leave()
+            await _respond(self._send_on, Answer(_SERVER_ERROR, "Internal Server Error\n"), self._headers())
 
     def _headers(self) -> list[tuple[str, str]]:
         """Return what is to be said of the session; a cookie with a warning if it will not work, or is not safe."""
@@ -220,19 +257,21 @@ class _Response:
     def _look_for_another_session(self) -> None:
         if self._session is not None and self._scope_key is not None:
             found = self._scope.get(self._scope_key)
-            if found is not self._session:
+            if not isinstance(found, ScopeSession):
                 self._session.replace(found)
 
-    async def answer(self, error: SessionError) -> bool:
+    async def _answer(self, error: SessionError) -> bool:
         """Answer to an error; return False if the application is to do that."""
+        await self._visit.settle(is_failure=True)
         answer = self._visit.settings.answer(error)
         if answer is None:
             return False
-        self.is_replaced = True
+        self._is_replaced = True
+        self._visit.leave()
         if self._scope["type"] == "websocket":
             await self._send_on({"type": "websocket.close", "code": _TRY_AGAIN_LATER})
-            return True
-        await _respond(self._send_on, answer, self._visit.take_headers())
+        else:
+            await _respond(self._send_on, answer, self._headers())
         return True
 
 

@@ -8,7 +8,7 @@ from contextlib import AbstractAsyncContextManager
 from types import TracebackType
 from typing import TYPE_CHECKING
 
-from asyncsess.errors import SessionClosedError, SessionError, SessionNotFoundError
+from asyncsess.errors import SessionNotFoundError
 from asyncsess.keeper import WRITABLE, State
 from asyncsess.session import Session
 
@@ -33,11 +33,12 @@ class Block:
 
     Attributes:
         session: The session, once the block is entered.
+        opening: What holds it.
         is_begun: Whether this block begins it.
     """
 
     session: Session
-    _opening: Opening
+    opening: Opening
 
     def __init__(
         self, visit: Visit, resume: Callable[[str], Opening], start: Callable[[], Opening], *, is_readonly: bool = False
@@ -48,35 +49,36 @@ class Block:
         self._is_readonly = is_readonly
         self.is_begun = False
         self._failure: BaseException | None = None
+        self._was_destroyed = False
 
     async def __aenter__(self) -> Session:
         self._visit.is_accessed = True
-        try:
-            return await self.enter()
-        except SessionError as error:
-            self._visit.error = error
-            raise
+        return await self.enter()
 
-    async def enter(self) -> Session:
-        """Enter the visitor's session, or a new one."""
+    async def enter(self, *, is_late_fine: bool = False) -> Session:
+        """Enter the visitor's session, or a new one.
+
+        Args:
+            is_late_fine: Begin a session although the visitor had one a moment ago; it is refused once it is stored.
+        """
         visit = self._visit
         if not self._is_readonly:
             visit.check_alone()
         if visit.session_id is not None:
-            self._opening = self._resume(visit.session_id)
+            self.opening = self._resume(visit.session_id)
             try:
-                return self._entered(await self._opening.__aenter__())
+                return self._entered(await self.opening.__aenter__())
             except SessionNotFoundError as error:
                 visit.forget(error)
-        if visit.has_left and not self._is_readonly:
-            raise SessionClosedError(
-                "the headers have left, so the visitor can't be told of a new session; begin it before the response"
-            )
-        self._opening, self.is_begun = self._start(), not self._is_readonly
-        return self._entered(await self._opening.__aenter__())
+        if not self._is_readonly:
+            visit.check_may_begin(is_late_fine=is_late_fine)
+        self.opening, self.is_begun = self._start(), not self._is_readonly
+        return self._entered(await self.opening.__aenter__())
 
     def _entered(self, session: Session) -> Session:
         self.session = session
+        if self._visit.has_left:
+            session.pin()
         self._visit.joined(self)
         return session
 
@@ -86,11 +88,7 @@ class Block:
         settings = self._visit.settings
         status = None if error is None else settings.status_of(error)
         is_fine = status is not None and settings.commits(status)
-        try:
-            await self.leave(*((None, None, None) if is_fine else (kind, error, traceback)))
-        except SessionError as failure:
-            self._visit.error = failure
-            raise
+        await self.leave(*((None, None, None) if is_fine else (kind, error, traceback)))
 
     async def leave(
         self,
@@ -104,28 +102,33 @@ class Block:
         if error is None and self._failure is not None:  # it was told then, and there is nothing more to commit
             kind, error = type(self._failure), self._failure
         try:
-            await self._opening.__aexit__(kind, error, traceback)
+            await self.opening.__aexit__(kind, error, traceback)
         finally:
-            self._visit.note(self, is_destroyed=is_destroyed)
+            self._note(is_destroyed=is_destroyed)
 
     async def settle(self, *, is_failure: bool) -> None:
         """Commit, or roll back, and give the lock back; the block may still read."""
         self._visit.left(self)
         session = self.session
-        if session.state not in WRITABLE:
-            return
-        if not is_failure:
-            try:
-                await session.release()
-            except BaseException as error:
-                self._failure = error
-                raise
-            finally:
-                self._visit.note(self)
-            return
-        if session.is_modified:
+        is_destroyed = session.state is State.DESTROYED
+        try:
+            if session.state in WRITABLE:
+                await (self._drop() if is_failure else session.release())
+        except BaseException as error:
+            self._failure = error
+            raise
+        finally:
+            self._note(is_destroyed=is_destroyed)
+
+    async def _drop(self) -> None:
+        if self.session.is_modified:
             logger.info("what a request changed in its session was dropped, since its answer is an error")
-        await session.rollback()
+        await self.session.rollback()
+
+    def _note(self, *, is_destroyed: bool) -> None:
+        """Tell the visit, of each end of the session once."""
+        self._visit.note(self, is_destroyed=is_destroyed and not self._was_destroyed)
+        self._was_destroyed |= is_destroyed
 
 
 class Limited:

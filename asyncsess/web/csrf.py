@@ -40,10 +40,16 @@ def needs_token(method: str) -> bool:
     return method not in _SAFE
 
 
+async def has_token(request: Any) -> bool:
+    """Tell whether the session of a request has a token, so that its form is worth reading."""
+    async with open_session(request, readonly=True) as session:
+        return CSRF in session
+
+
 async def is_token(request: Any, sent: str | None, *, cookie: str | None = None) -> bool:
     """Tell whether a request came with the token of its session."""
     async with open_session(request, readonly=True, cookie=cookie) as session:
         expected = session.get(CSRF)
     if not isinstance(expected, str) or not sent:
         return False
-    return compare_digest(expected.encode(), sent.encode())
+    return compare_digest(expected.encode(), sent.encode(errors="surrogateescape"))

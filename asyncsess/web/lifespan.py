@@ -57,4 +57,4 @@ class Lifespan:
     async def _close(self) -> None:
         if self._is_entered:
             self._is_entered = False
-            await self._store.aclose()
+            await self._store.__aexit__(None, None, None)

@@ -7,7 +7,7 @@ from asyncsess.session import Session
 from asyncsess.values import CSRF, OWNER
 
 
-async def login(session: Session, owner: str, *, label: str = "") -> None:
+async def login(session: Session, owner: str, *, label: str | None = "") -> None:
     """Make a session that of somebody who has just proved who they are, under a fresh id.
 
     The old id is dead at once, so whoever planted it or saw it has nothing. What the session holds stays, but for its

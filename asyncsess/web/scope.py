@@ -15,18 +15,19 @@ class ScopeSession(MutableMapping[str, Any]):
     Whatever else a `Session` has is there too, such as ``id``, ``owner`` and ``await save()``.
     """
 
-    def __init__(self, visit: Visit, session: Session) -> None:
+    __slots__ = ("_visit",)
+
+    def __init__(self, visit: Visit) -> None:
         self._visit = visit
-        self._session = session
 
     def __repr__(self) -> str:
-        return repr(self._session)
+        return repr(self._visit.loaded)
 
     @property
     def session(self) -> Session:
         """The session itself, for `asyncsess.web.login`; now it is accessed."""
         self._visit.is_accessed = True
-        return self._session
+        return self._visit.loaded
 
     def __getitem__(self, key: str) -> Any:
         return self.session[key]
@@ -47,6 +48,8 @@ class ScopeSession(MutableMapping[str, Any]):
         return len(self.session)
 
     def __getattr__(self, name: str) -> Any:
+        if name.startswith("_"):  # a copy looks for some before there is a visit
+            raise AttributeError(name)
         return getattr(self.session, name)
 
     def replace(self, values: object) -> None:

@@ -142,7 +142,11 @@ def _visits_of(request: Any) -> dict[str, Visit]:
     found = getattr(request, "scope", request)
     if not isinstance(found, Mapping):
         return {}
-    return next((visits for key in KEYS if (visits := found.get(key))), {})
+    for key in KEYS:
+        visits = found.get(key)
+        if isinstance(visits, dict) and all(isinstance(visit, Visit) for visit in visits.values()):
+            return visits
+    return {}
 
 
 def _status_of(response: Any) -> int:

@@ -7,6 +7,7 @@ import logging
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import lru_cache
+from typing import Final
 
 from asyncsess.errors import SessionError
 from asyncsess.store import SessionStore
@@ -14,6 +15,8 @@ from asyncsess.web.answers import Answer, answer_to
 from asyncsess.web.cookie import CookiePolicy
 
 logger = logging.getLogger("asyncsess")
+
+_LOOPBACK: Final = ("localhost", "testserver")  # which is what Starlette's test client calls it
 
 
 def below_400(status: int) -> bool:
@@ -40,6 +43,12 @@ class Settings:
     answer: Callable[[SessionError], Answer | None] = answer_to
     _warned: set[str] = field(default_factory=set[str], compare=False)
 
+    def __post_init__(self) -> None:
+        if not isinstance(self.store, SessionStore):
+            raise TypeError(f"the store is one of asyncsess, such as FileStore(...), not {type(self.store).__name__}")
+        if not isinstance(self.cookie, CookiePolicy):
+            raise TypeError(f"the cookie is a CookiePolicy(...), not {type(self.cookie).__name__}")
+
     def warn_if_unfit(self, scheme: str, host: str) -> None:
         """Say once what will not work, or is not safe, with a request that came like this."""
         if scheme in ("https", "wss"):
@@ -65,7 +74,7 @@ class Settings:
 def _is_loopback(host: str) -> bool:
     name = host.rpartition(":")[0] if host.count(":") == 1 or (host.startswith("[") and "]:" in host) else host
     name = name.strip("[]").lower()
-    if name == "localhost" or name.endswith(".localhost"):
+    if name in _LOOPBACK or name.endswith(".localhost"):
         return True
     try:
         return ipaddress.ip_address(name).is_loopback

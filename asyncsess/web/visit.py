@@ -8,10 +8,8 @@ from collections.abc import Awaitable, Callable
 from datetime import timedelta
 from typing import Any, Final, TypeVar
 
-from asyncsess.errors import ConflictError, DeadlockError, SessionClosedError, SessionError, SessionNotFoundError
-from asyncsess.keeper import State
-from asyncsess.merge import merge
-from asyncsess.openings import AbsentOpening
+from asyncsess.errors import ConflictError, DeadlockError, SessionClosedError, SessionNotFoundError
+from asyncsess.openings import AbsentOpening, EditOpening
 from asyncsess.operations import Operation
 from asyncsess.rules import Resolve
 from asyncsess.session import Session
@@ -22,6 +20,8 @@ T = TypeVar("T")
 Timeout = float | timedelta | None
 
 _FIRST_PAUSE: Final = 0.01
+_ON_THE_WAY: Final = 30.0  # seconds for which a request may be
+_ENDED: Final = "the request has ended, and its session with it; open the session by its id instead"
 
 
 class Visit:
@@ -33,20 +33,19 @@ class Visit:
 
     Attributes:
         is_accessed: Whether the answer depends on the session.
-        error: What the session raised last, in a block of the handler or a call: a framework may make something else of
-            it before it comes out.
     """
 
     def __init__(self, settings: Settings, value: str | None) -> None:
         self.settings = settings
         self.is_accessed = False
-        self.error: SessionError | None = None
         self._id = settings.cookie.session_id(value)
         self._began = settings.store.clock()
         self._blocks: list[Block] = []
         self._main: Block | None = None
         self._is_last_try = False
-        self._has_left = False
+        self._has_left = self._has_ended = False
+        self._late: SessionNotFoundError | None = None
+        self._loading = asyncio.Lock()
         self._has_cookie = value is not None
         self._cookie = ""
 
@@ -89,26 +88,48 @@ class Visit:
         return await self.load()
 
     async def load(self) -> Session:
-        """Return the session of the whole request, without noting that it is accessed."""
+        """Return the session of the whole request, without noting that it is accessed.
+
+        Raises:
+            SessionClosedError: The headers have left, or the request has ended.
+        """
+        async with self._loading:  # else two at once would have two of it
+            if self._main is None:
+                self._check_whole()
+                block = self.open() if self._is_last_try else self.edit()
+                await block.enter(is_late_fine=True)
+                self._main = block
+            return self._main.session
+
+    @property
+    def loaded(self) -> Session:
+        """The session of the whole request, which `load` has given.
+
+        Raises:
+            SessionClosedError: The request has ended.
+        """
         if self._main is None:
-            block = self.open() if self._is_last_try else self.edit()
-            await block.enter()
-            self._main = block
+            raise SessionClosedError(_ENDED)
         return self._main.session
+
+    def _check_whole(self) -> None:
+        if self._has_ended:
+            raise SessionClosedError(_ENDED)
+        if self._has_left:
+            raise SessionClosedError(
+                "the headers have left, so what get_session() gives would not be committed: call it before, or use "
+                "open_session() for a block, such as for each message of a WebSocket"
+            )
 
     async def apply(self, *operations: Operation, timeout: Timeout = None) -> tuple[Any, ...]:
         """Run operations on the visitor's session, or on a new one, as `SessionStore.apply`."""
         self.is_accessed = True
-        try:
-            self.check_alone()
-            if self._id is not None:
-                try:
-                    return await self.settings.store.apply(self._id, *operations, timeout=timeout)
-                except SessionNotFoundError as error:
-                    self.forget(error)
-        except SessionError as error:
-            self.error = error
-            raise
+        self.check_alone()
+        if self._id is not None:
+            try:
+                return await self.settings.store.apply(self._id, *operations, timeout=timeout)
+            except SessionNotFoundError as error:
+                self.forget(error)
         async with self.open() as session:
             values: dict[str, Any] = dict(session)
             results = tuple([operation(values) for operation in operations])
@@ -123,21 +144,26 @@ class Visit:
         return bool(self._blocks) or self._main is not None
 
     async def settle(self, *, is_failure: bool = False) -> None:
-        """Commit all that is open, or roll it back, and give back its locks."""
-        while self._blocks:
-            block = self._blocks[0]
-            if block is self._main and block.session.is_new and self._id is not None and not is_failure:
-                await self._merge_into(self._id, block.session)
-            await block.settle(is_failure=is_failure)
+        """Commit all that is open, or roll it back, and give back its locks: that of the whole request last.
 
-    async def _merge_into(self, session_id: str, begun: Session) -> None:
-        """Store what was put into a session that had not begun when another block of the request began it."""
-        if not begun.is_modified:
-            return
-        ours = dict(begun)
-        begun.becomes(State.RELEASED)
-        async with self.settings.store.open(session_id) as session:
-            session.update(merge({}, ours, dict(session), None, lambda value: None))
+        If something can't be stored, the rest is rolled back.
+        """
+        try:
+            while self._blocks:
+                block = next((block for block in self._blocks if block is not self._main), self._blocks[0])
+                if (
+                    block.is_begun
+                    and block.session.is_new
+                    and self._late
+                    and not is_failure
+                    and block.session.is_modified
+                ):
+                    raise self._late
+                await block.settle(is_failure=is_failure)
+        except BaseException:
+            while self._blocks:
+                await self._blocks[0].settle(is_failure=True)
+            raise
 
     async def finish(self, status: int) -> None:
         """Settle what is open, since the headers of an answer are about to leave.
@@ -147,7 +173,10 @@ class Visit:
         """
         if not self._has_left:
             await self.settle(is_failure=not self.settings.commits(status))
-            self._has_left = True
+
+    def leave(self) -> None:
+        """Note that the headers leave now, with what `take_headers` returned."""
+        self._has_left = True
 
     def take_headers(self) -> list[tuple[str, str]]:
         """Return, once, what the answer says of the session, in addition to what it says itself."""
@@ -156,16 +185,27 @@ class Visit:
         cookie, self._cookie, self.is_accessed = self._cookie, "", False
         return [("Vary", "Cookie"), *([("Set-Cookie", cookie), ("Cache-Control", "no-store")] if cookie else [])]
 
+    @property
+    def has_news(self) -> bool:
+        """Whether the browser is to be told of its session."""
+        return bool(self._cookie)
+
     async def close(self) -> None:
         """Roll back what was not committed by now, and leave the session of the whole request.
 
         Raises:
             SessionClosedError: Something inside it was changed after the headers had left, and is lost.
         """
+        self._has_ended = True
+        await self._end()
+
+    async def _end(self) -> None:
         block, self._main = self._main, None
-        await self.settle(is_failure=True)
-        if block is not None:
-            await block.leave()
+        try:
+            await self.settle(is_failure=True)
+        finally:
+            if block is not None:
+                await block.leave()
 
     async def retry(self, run: Callable[[], Awaitable[T]], status_of: Callable[[T], int], times: int) -> T:
         """Run a handler until what it changed meets no conflict; exclusively, the last time.
@@ -180,18 +220,29 @@ class Visit:
         """
         for number in range(1, times + 1):
             self._is_last_try = number == times
+            was_loaded = self._main is not None
+            if was_loaded and number > 1:
+                await self._end()
+                await self.load()  # for those who have it from the scope
             try:
-                result = await run()
-                if not self._has_left:
-                    await self.settle(is_failure=not self.settings.commits(status_of(result)))
+                return await self._run_once(run, status_of)
             except ConflictError:
                 if self._is_last_try or self._has_left:
                     raise
-            else:
-                return result
-            await self.close()
             await asyncio.sleep(random.uniform(0, _FIRST_PAUSE * 2**number))
         raise ValueError(f"times must be 1 or more, not {times}")
+
+    async def _run_once(self, run: Callable[[], Awaitable[T]], status_of: Callable[[T], int]) -> T:
+        """Run a handler, and commit what it changed unless the headers left before."""
+        try:
+            result = await run()
+        except BaseException as error:
+            status = self.settings.status_of(error)
+            if status is not None:
+                await self.finish(status)
+            raise
+        await self.finish(status_of(result))
+        return result
 
     # For the blocks.
 
@@ -214,11 +265,26 @@ class Visit:
                 (),
             )
 
+    def check_may_begin(self, *, is_late_fine: bool) -> None:
+        """Raise if a new session would be out of place: nobody could be told, or the visitor has another by now."""
+        if self._late is not None and not is_late_fine:
+            raise self._late
+        if self._has_left:
+            raise SessionClosedError(
+                "the headers have left, so the visitor can't be told of a new session; begin it before the response"
+            )
+
     def forget(self, error: SessionNotFoundError) -> None:
-        """Take the visitor for a new one, unless the session ended while this request was under way."""
-        if error.died_at is not None and error.died_at.timestamp() > self._began:
-            raise error
+        """Take the visitor for a new one, unless his session ended or moved while this request was on its way.
+
+        A request that was sent before a login may arrive after it. If it began a session, its cookie would replace that
+        of the login.
+        """
         self._id = None
+        if error.died_at is not None:
+            died_at = error.died_at.timestamp()
+            if died_at > (self._began - _ON_THE_WAY if error.was_replaced else self._began):
+                self._late = error
 
     def joined(self, block: Block) -> None:
         """Note a block that is open."""
@@ -241,10 +307,9 @@ class Visit:
             self._id, self._cookie = None, cookie.delete() if self._has_cookie else ""
         elif not session.is_new and (is_begun or (session.has_new_id and session.id != self._id)):
             self._id, self._cookie = session.id, cookie.issue(session.id, self._left(session))
-            if self._has_left:
-                raise SessionClosedError(
-                    "the session got another id after the headers had left, so its visitor will not find it again"
-                )
+            main = self._main
+            if main is not None and main is not block and isinstance(main.opening, EditOpening):
+                main.opening.follow(session.id, is_begun=is_begun)
 
     def _left(self, session: Session) -> float | None:
         store, created_at = self.settings.store, session.created_at
