@@ -214,8 +214,11 @@ async def test_a_session_that_is_over_is_not_in_the_list(store: SessionStore, cl
 async def test_who_logs_in_as_somebody_else_has_changed_hands(store: SessionStore) -> None:
     first = await log_in(store)
     async with store.open(first) as session:
+        session["cart"] = ["tea"]
+        await session.save()
         await login(session, "grace")
     assert (await handles(store), await handles(store, "grace")) == (set(), {handle(session.id)})
+    assert await stored(store, session.id) == {"_owner": {"id": "grace", "label": ""}}
 
 
 async def test_a_session_that_was_joined_but_never_stored_is_not_in_the_list(store: SessionStore) -> None:

@@ -13,6 +13,7 @@ from asyncsess.errors import (
     LockTimeoutError,
     SessionError,
     SessionNotFoundError,
+    SessionTooLargeError,
     StoreError,
 )
 
@@ -37,13 +38,15 @@ class Answer:
 def answer_to(error: SessionError) -> Answer | None:
     """Return the answer to an error of a session; None for what is a mistake of the application, which raises.
 
-    What others did meanwhile is a 409, a session that others hold a 503 with ``Retry-After``, and a store that fails a
-    500, which is logged.
+    What others did meanwhile is a 409, a session that others hold a 503 with ``Retry-After``, one that would be too
+    large a 413, and a store that fails a 500, which is logged.
     """
     if isinstance(error, ConflictError | LockLostError | SessionNotFoundError):
         return Answer(409, "Another request changed this session meanwhile. Nothing was stored; please try again.\n")
     if isinstance(error, LockTimeoutError):
         return Answer(503, "Other requests keep this session busy. Please try again.\n", {"Retry-After": "1"})
+    if isinstance(error, SessionTooLargeError):
+        return Answer(413, "This session can't hold any more. Nothing was stored.\n")
     if isinstance(error, StoreError | CorruptSessionError):
         logger.error("a session could not be used: %s", error, exc_info=error)
         return Answer(500, "The session could not be read or stored. This has been logged.\n")

@@ -10,8 +10,8 @@ from asyncsess.values import CSRF, OWNER
 async def login(session: Session, owner: str, *, label: str | None = "") -> None:
     """Make a session that of somebody who has just proved who they are, under a fresh id.
 
-    The old id is dead at once, so whoever planted it or saw it has nothing. What the session holds stays, but for its
-    CSRF token. It is stored when this returns.
+    The old id is dead at once, so whoever planted it or saw it has nothing. What a visitor's session holds stays, save
+    for its CSRF token; what that of another owner holds does not. It is stored when this returns.
 
         async with open_session(request) as session:
             await login(session, user.id, label=request.headers.get("User-Agent", ""))
@@ -25,22 +25,20 @@ async def login(session: Session, owner: str, *, label: str | None = "") -> None
         ValueError: The owner is no string, or empty.
         SessionError: As `Session.regenerate_id`; nobody is logged in.
     """
-    before = {key: session[key] for key in (OWNER, CSRF) if key in session}
-    session[OWNER] = ownership(owner, label)
+    before, owned = dict(session), ownership(owner, label)
+    if session.owner not in (None, owner):
+        session.clear()
+    session[OWNER] = owned
     session.pop(CSRF, None)
     try:
         await session.regenerate_id(grace=0)
     except BaseException:
         if not session.has_new_id:  # else whoever goes on would store the owner under the old id
-            _restore(session, before)
+            session.clear()
+            session.update(before)
         raise
 
 
 async def logout(session: Session) -> None:
     """End a session, for all who have it open and all who come later."""
     await session.destroy()
-
-
-def _restore(session: Session, before: dict[str, object]) -> None:
-    session.pop(OWNER, None)
-    session.update(before)

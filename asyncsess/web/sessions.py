@@ -129,7 +129,7 @@ def visit_of(request: Any, cookie: str | None = None) -> Visit:
     if not visits:
         raise RuntimeError(
             "this application has no sessions: call asyncsess.web.aiohttp.setup(app, store), or wrap it in "
-            "asyncsess.web.asgi.SessionMiddleware"
+            "asyncsess.web.asgi.SessionMiddleware, outside of all that uses the session"
         )
     name = next(iter(visits)) if cookie is None else cookie
     if name not in visits:

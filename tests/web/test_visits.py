@@ -19,6 +19,7 @@ from asyncsess import (
     SessionError,
     SessionNotFoundError,
     SessionStore,
+    append,
     increment,
     put,
 )
@@ -661,6 +662,18 @@ async def test_several_cookies_in_one_header_are_told_apart(site: Site, store: S
         for header in (f"session={session_id}", f"a=b; session={session_id}; xsession=no", f"session={session_id};c=d"):
             async with client.get(url + "/show", headers={"Cookie": header}) as response:
                 assert await response.json(content_type=None) == {"n": 1}
+
+
+async def test_a_session_that_a_visitor_fills_is_answered_by_413(
+    site: Site, new_store: NewStore, browser: aiohttp.ClientSession
+) -> None:
+    async def fill(request: Any) -> str:
+        await site.web.apply_session(request, append("list", "x" * 600))
+        return "filled"
+
+    site.add("/fill", fill)
+    async with site.serve(new_store(max_size=1000)) as url:
+        assert [await status_of(browser, url + "/fill") for _ in range(3)] == [200, 413, 413]
 
 
 def test_what_is_answered_is_no_secret() -> None:
