@@ -2,14 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
+import asyncio
+from collections.abc import AsyncIterator, Callable, Mapping
 
 import aiohttp
 import pytest
+import uvloop
 
 from tests.web.sites import AiohttpSite, HypercornSite, Site, StarletteSite
 
+BOTH_LOOPS = "test_failures_of_others"  # the other tests are about rules that no event loop knows of
 SITES = {"aiohttp": AiohttpSite, "starlette": StarletteSite, "hypercorn": HypercornSite}
+
+
+def pytest_asyncio_loop_factories(item: pytest.Item) -> Mapping[str, Callable[[], asyncio.AbstractEventLoop]]:
+    factories = {"uvloop": uvloop.new_event_loop, "asyncio": asyncio.new_event_loop}
+    return factories if item.path.stem == BOTH_LOOPS else {"uvloop": uvloop.new_event_loop}
 
 
 @pytest.fixture(params=["file"])
