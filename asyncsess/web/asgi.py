@@ -268,19 +268,23 @@ class _Response:
             return False
         self._is_replaced = True
         self._visit.leave()
-        if self._scope["type"] == "websocket":
-            await self._send_on({"type": "websocket.close", "code": _TRY_AGAIN_LATER})
-        else:
+        if self._scope["type"] == "http":
             await _respond(self._send_on, answer, self._headers())
+        elif "websocket.http.response" in self._scope.get("extensions", {}):
+            await _respond(self._send_on, answer, self._headers(), kind="websocket.http.response")
+        else:
+            await self._send_on({"type": "websocket.close", "code": _TRY_AGAIN_LATER})
         return True
 
 
-async def _respond(send: Send, answer: Answer, more: Sequence[tuple[str, str]] = ()) -> None:
+async def _respond(
+    send: Send, answer: Answer, more: Sequence[tuple[str, str]] = (), *, kind: str = "http.response"
+) -> None:
     body = answer.text.encode()
     headers = {"Content-Type": "text/plain; charset=utf-8", "Content-Length": str(len(body)), **answer.headers}
     raw = _with((), [*headers.items(), *more])
-    await send({"type": "http.response.start", "status": answer.status, "headers": raw})
-    await send({"type": "http.response.body", "body": body})
+    await send({"type": f"{kind}.start", "status": answer.status, "headers": raw})
+    await send({"type": f"{kind}.body", "body": body})
 
 
 def _header(headers: Any, name: bytes) -> str:

@@ -585,6 +585,28 @@ async def test_a_websocket_begins_a_session_before_it_is_accepted(
         assert await shown(browser, url) == {"n": "begun"}
 
 
+async def test_a_conflict_before_a_websocket_is_accepted_is_answered_by_409(
+    site: Site, store: SessionStore, browser: aiohttp.ClientSession, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def change(request: Any) -> None:
+        session = await site.web.get_session(request)
+        await store.apply(session.id, put("n", "theirs"))
+        session["n"] = "ours"
+
+    async def talk(request: Any, text: str) -> str:
+        return text
+
+    monkeypatch.setattr(site, "before_talk", change)
+    add_basics(site)
+    site.add_talk("/talk", talk)
+    async with site.serve(store) as url:
+        await visit(browser, url + "/put?key=n&value=before")
+        with pytest.raises(aiohttp.WSServerHandshakeError) as refusal:
+            await browser.ws_connect(url + "/talk")
+        assert refusal.value.status == 409
+        assert await shown(browser, url) == {"n": "theirs"}
+
+
 # Visitors who leave.
 
 
