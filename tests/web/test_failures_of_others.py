@@ -5,7 +5,9 @@ from __future__ import annotations
 import asyncio
 import json
 import resource
+import signal
 from collections.abc import AsyncIterator, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -327,23 +329,22 @@ async def test_a_torn_file_costs_its_visitor_one_error_that_is_logged_and_nobody
         assert await store.delete_expired() == 0
 
 
-@pytest.fixture
+@contextmanager
 def small_files() -> Iterator[None]:
-    """Let no file grow beyond 4 kB, as a disk does that is full."""
-    import signal
-
+    """Let no file grow beyond 4 kB, as a disk does that is full; nor what this process prints."""
     limits, handler = resource.getrlimit(resource.RLIMIT_FSIZE), signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
     resource.setrlimit(resource.RLIMIT_FSIZE, (4096, limits[1]))
-    yield
-    resource.setrlimit(resource.RLIMIT_FSIZE, limits)
-    signal.signal(signal.SIGXFSZ, handler)
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+        signal.signal(signal.SIGXFSZ, handler)
 
 
 @way
 async def test_a_full_disk_is_an_error_that_the_visitor_and_the_log_are_told_of(
-    site: Site, store: SessionStore, browser: aiohttp.ClientSession, caplog: pytest.LogCaptureFixture, way: str,
-    small_files: None,
-) -> None:  # fmt: skip
+    site: Site, store: SessionStore, browser: aiohttp.ClientSession, caplog: pytest.LogCaptureFixture, way: str
+) -> None:
     """Django's and Litestar's file stores lose the session without a word."""
 
     async def fill(request: Any) -> str:
@@ -359,9 +360,11 @@ async def test_a_full_disk_is_an_error_that_the_visitor_and_the_log_are_told_of(
     site.add("/fill", fill)
     async with site.serve(store) as url:
         session_id = await visit(browser, url + "/put?key=n&value=small")
-        async with browser.get(url + "/fill") as response:
-            assert (response.status, "could not be read or stored" in await response.text()) == (500, True)
-            assert "Set-Cookie" not in response.headers
+        with small_files():
+            async with browser.get(url + "/fill") as response:
+                text = await response.text()
+        assert (response.status, "could not be read or stored" in text) == (500, True)
+        assert "Set-Cookie" not in response.headers
         assert "File too large" in caplog.text
         assert await shown(browser, url) == {"n": "small"}
         assert await stored(store, session_id) == {"n": "small"}
