@@ -191,14 +191,11 @@ class _Response:
                 await visit.load()
                 self._scope[self._scope_key] = self._session = ScopeSession(visit)
             await app(self._scope, receive, self._send)
-        except SessionError as error:
-            if self._is_replaced or (not visit.has_left and await self._answer(error)):
-                return
-            await self._fail()
-            raise
-        except Exception:
-            await self._fail()
-            raise
+        except Exception as error:  # whatever it is comes out, unless it is the session's and has become an answer
+            if not isinstance(error, SessionError) or not await self._is_answered(error):
+                await self._fail()
+                raise
+            return
         await self._send_held()
 
     async def _send(self, message: Message) -> None:
@@ -259,6 +256,10 @@ class _Response:
             found = self._scope.get(self._scope_key)
             if not isinstance(found, ScopeSession):
                 self._session.replace(found)
+
+    async def _is_answered(self, error: SessionError) -> bool:
+        """Answer to an error, unless that was done, or is too late; return whether there is an answer."""
+        return self._is_replaced or (not self._visit.has_left and await self._answer(error))
 
     async def _answer(self, error: SessionError) -> bool:
         """Answer to an error; return False if the application is to do that."""

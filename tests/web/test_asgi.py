@@ -187,7 +187,7 @@ async def test_sessions_work_without_a_lifespan_too(
 ) -> None:
     async def app(scope: Any, receive: Any, send: Any) -> None:
         if scope["type"] != "http":
-            raise NotImplementedError
+            raise NotImplementedError  # which tells a server that there is no lifespan
         async with asgi.open_session(scope) as session:
             session["n"] = session.get("n", 0) + 1
             body = str(session["n"]).encode()
