@@ -156,7 +156,7 @@ async def _living(policy: Policy, owner: str) -> list[tuple[_Joined, OwnedSessio
         try:
             record = await policy.backend.read(key)
             if isinstance(record, Record) and not policy.has_expired(record):
-                values = policy.codec.decode(policy.codec.unseal(record.payload, key))
+                values = _values(policy, key, record)
                 if owner_of(values) == owner:
                     found.append((_Joined(joined_at, key), _seen(key, record, values)))
         except (CorruptSessionError, CodecError):  # nobody can open it; the one was reported where it was found
@@ -187,6 +187,10 @@ async def _end(policy: Policy, owner: str, key: str, *, timeout: float, caller: 
 
 def _may_be_of(policy: Policy, owner: str, key: str, record: Record) -> bool:
     try:
-        return owner_of(policy.codec.decode(policy.codec.unseal(record.payload, key))) == owner
+        return owner_of(_values(policy, key, record)) == owner
     except CodecError:  # sealed with another secret: better one too many
         return True
+
+
+def _values(policy: Policy, key: str, record: Record) -> dict[str, Any]:
+    return policy.codec.decode(policy.codec.unseal(record.payload, key))

@@ -23,7 +23,7 @@ from asyncsess.errors import SessionError
 from asyncsess.store import SessionStore
 from asyncsess.web.answers import Answer, answer_to
 from asyncsess.web.cookie import CookiePolicy
-from asyncsess.web.csrf import FIELD, HEADER, REFUSAL, csrf_token, has_token, is_token, needs_token
+from asyncsess.web.csrf import FIELD, HEADER, REFUSAL, csrf_token, is_same_token, needs_token, token_of
 from asyncsess.web.flash import Flash, flash, get_flashes
 from asyncsess.web.sessions import (
     KEYS,
@@ -105,10 +105,10 @@ async def csrf_protection(request: web.Request, handler: Handler) -> web.StreamR
     cookie's session.
     """
     if needs_token(request.method):
-        sent = request.headers.get(HEADER)
-        if sent is None and request.content_type in _FORMS and await has_token(request):
+        expected, sent = await token_of(request), request.headers.get(HEADER)
+        if expected and sent is None and request.content_type in _FORMS:
             sent = await _field_of(request)
-        if not await is_token(request, sent):
+        if not is_same_token(expected, sent):
             return web.Response(status=403, text=REFUSAL)
     return await handler(request)
 

@@ -19,7 +19,7 @@ from asyncsess.errors import SessionError
 from asyncsess.store import SessionStore
 from asyncsess.web.answers import Answer, answer_to
 from asyncsess.web.cookie import CookiePolicy
-from asyncsess.web.csrf import FIELD, HEADER, REFUSAL, csrf_token, has_token, is_token, needs_token
+from asyncsess.web.csrf import FIELD, HEADER, REFUSAL, csrf_token, is_same_token, needs_token, token_of
 from asyncsess.web.flash import Flash, flash, get_flashes
 from asyncsess.web.lifespan import ASGIApp, Lifespan, Message, Receive, Scope, Send
 from asyncsess.web.scope import ScopeSession
@@ -145,9 +145,10 @@ class CSRFMiddleware:
         if scope["type"] == "http" and needs_token(scope["method"]):
             sent: str | None = _header(scope["headers"], HEADER.lower().encode())
             is_form = _header(scope["headers"], b"content-type").startswith(_FORM)
-            if not sent and is_form and await has_token(scope):
+            expected = await token_of(scope)
+            if expected and not sent and is_form:
                 sent, receive = await self._token_in_form(receive)
-            if not await is_token(scope, sent):
+            if not is_same_token(expected, sent):
                 await _respond(send, Answer(403, REFUSAL))
                 return
         await self._app(scope, receive, send)

@@ -28,9 +28,9 @@ async def csrf_token(request: Any, *, cookie: str | None = None) -> str:
         request: A request.
         cookie: As for `open_session`.
     """
-    async with open_session(request, readonly=True, cookie=cookie) as session:
-        if CSRF in session:
-            return str(session[CSRF])
+    found = await token_of(request, cookie=cookie)
+    if found is not None:
+        return found
     (token,) = await apply_session(request, put_default(CSRF, secrets.token_urlsafe(32)), cookie=cookie)
     return str(token)
 
@@ -40,16 +40,15 @@ def needs_token(method: str) -> bool:
     return method not in _SAFE
 
 
-async def has_token(request: Any) -> bool:
-    """Tell whether the session of a request has a token, so that its form is worth reading."""
-    async with open_session(request, readonly=True) as session:
-        return CSRF in session
-
-
-async def is_token(request: Any, sent: str | None, *, cookie: str | None = None) -> bool:
-    """Tell whether a request came with the token of its session."""
+async def token_of(request: Any, *, cookie: str | None = None) -> str | None:
+    """Return the token of a request's session; None if it has none, so that no form can be its own."""
     async with open_session(request, readonly=True, cookie=cookie) as session:
-        expected = session.get(CSRF)
-    if not isinstance(expected, str) or not sent:
+        token = session.get(CSRF)
+    return token if isinstance(token, str) else None
+
+
+def is_same_token(expected: str | None, sent: str | None) -> bool:
+    """Tell whether a request came with its session's token, in a time that does not tell how much of it is right."""
+    if not expected or not sent:
         return False
     return compare_digest(expected.encode(), sent.encode(errors="surrogateescape"))
