@@ -78,28 +78,32 @@ async def asyncsess(directory: Path) -> AsyncIterator[tuple[Contestant, ...]]:
 async def system_calls(directory: Path) -> AsyncIterator[tuple[Contestant, ...]]:
     path = directory / "session"
     path.write_bytes(encode(SESSION))
-
-    def read() -> None:
-        fd = os.open(path, os.O_RDONLY)
-        decode(os.read(fd, 4096))["hits"]
-        os.close(fd)
-
-    def change() -> None:
-        fd = os.open(path, os.O_RDWR)
-        fcntl.flock(fd, fcntl.LOCK_EX)
-        values = decode(os.read(fd, 4096))
-        values["hits"] += 1
-        os.pwrite(fd, encode(values), 0)
-        fcntl.flock(fd, fcntl.LOCK_UN)
-        os.close(fd)
-
     yield (
         Contestant(
             SYSTEM_CALLS,
-            ("open, read, close, decode", of_function(read)),
-            ("open, flock, read, pwrite, unlock, close", of_function(change)),
+            ("open, read, close, decode", of_function(lambda: read_file(path))),
+            ("open, flock, read, pwrite, unlock, close", of_function(lambda: change_file(path))),
         ),
     )
+
+
+def read_file(path: Path) -> int:
+    """Read a session by nothing but the system calls; return the hits that it has counted."""
+    fd = os.open(path, os.O_RDONLY)
+    hits: int = decode(os.read(fd, 4096))["hits"]
+    os.close(fd)
+    return hits
+
+
+def change_file(path: Path) -> None:
+    """Count a hit in a session by nothing but the system calls."""
+    fd = os.open(path, os.O_RDWR)
+    fcntl.flock(fd, fcntl.LOCK_EX)
+    values = decode(os.read(fd, 4096))
+    values["hits"] += 1
+    os.pwrite(fd, encode(values), 0)
+    fcntl.flock(fd, fcntl.LOCK_UN)
+    os.close(fd)
 
 
 @asynccontextmanager

@@ -12,6 +12,7 @@ import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
+from secrets import token_hex
 from statistics import median
 
 from benchmarks.figures import Figure, milli, number
@@ -22,6 +23,7 @@ _VISITORS = 64
 _CONNECTIONS = 16
 _NAMES = {
     "bare": "a bare handler that reads the cookie",
+    "calls": "nothing but the system calls",
     "asyncsess": "asyncsess, open_session",
     "get_session": "asyncsess, get_session",
     "redis": {"aiohttp": "aiohttp-session with Redis", "starlette": "starsessions with Redis"},
@@ -109,9 +111,11 @@ async def _rate(scale: Scale, url: str, script: Path) -> float:
 async def _cookies_of_a_new_visitor(port: int, path: str) -> str:
     import aiohttp
 
-    async with aiohttp.ClientSession() as client, client.get(f"http://127.0.0.1:{port}{path}") as response:
+    planted = {"session": token_hex(8)}  # which nobody adopts but a handler without a library
+    async with aiohttp.ClientSession(cookies=planted) as client, client.get(f"http://127.0.0.1:{port}{path}") as response:
         response.raise_for_status()
-        return "; ".join(f"{name}={cookie.value}" for name, cookie in response.cookies.items()) or "session=none"
+        cookies = {name: cookie.value for name, cookie in response.cookies.items()}
+    return "; ".join(f"{name}={value}" for name, value in (cookies or planted).items())
 
 
 async def _readers_beside_a_holder(port: int) -> Figure:

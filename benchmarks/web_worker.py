@@ -8,11 +8,12 @@ from __future__ import annotations
 import asyncio
 import sys
 from collections.abc import Awaitable, Callable
+from pathlib import Path
 from typing import Any
 
 from asyncsess import FileStore
 from asyncsess.web import CookiePolicy
-from benchmarks.contestants import SESSION
+from benchmarks.contestants import SESSION, change_file, encode, read_file
 
 PLAIN = CookiePolicy(secure=False)
 SECRET = b"0" * 32
@@ -29,6 +30,25 @@ def change(session: Any) -> str:
 
 def read(session: Any) -> str:
     return f"hits: {session.get('hits', 0)}"
+
+
+class Calls:
+    """What a handler does without a library: a file for each visitor, and the system calls."""
+
+    def __init__(self, directory: str) -> None:
+        self._directory = Path(directory)
+        self._directory.mkdir()
+
+    async def read(self, request: Any) -> str:
+        return f"hits: {read_file(self._directory / request.cookies['session'])}"
+
+    async def change(self, request: Any) -> str:
+        path = self._directory / request.cookies["session"]
+        try:
+            change_file(path)
+        except FileNotFoundError:
+            path.write_bytes(encode(SESSION))
+        return "changed"
 
 
 async def serve_aiohttp(directory: str, redis_port: int) -> int:
@@ -79,7 +99,7 @@ async def serve_aiohttp(directory: str, redis_port: int) -> int:
         session.changed()
         return change(session)
 
-    store = FileStore(directory, sweep_interval=None)
+    store, calls = FileStore(directory, sweep_interval=None), Calls(f"{directory}-calls")
     ours, whole, redis, cookie = [web.Application() for _ in range(4)]
     aiohttp.setup(ours, store, PLAIN)
     aiohttp.setup(whole, store, PLAIN)
@@ -93,6 +113,7 @@ async def serve_aiohttp(directory: str, redis_port: int) -> int:
 
     ours.router.add_get("/hold", hold)
     add("bare", bare, bare)
+    add("calls", calls.read, calls.change)
     add("asyncsess", readonly, exclusive, ours)
     add("get_session", get_and_read, get_and_change, whole)
     add("redis", theirs_read, theirs_change, redis)
@@ -142,13 +163,14 @@ async def serve_starlette(directory: str, redis_port: int) -> int:
     async def scope_change(request: Request) -> str:
         return change(request.session)
 
-    store = FileStore(directory, sweep_interval=None)
+    store, calls = FileStore(directory, sweep_interval=None), Calls(f"{directory}-calls")
     url = f"redis://127.0.0.1:{redis_port}"
     theirs = Starsessions(
         SessionAutoloadMiddleware(app(scope_read, scope_change)), store=RedisStore(url), cookie_https_only=False
     )
     contestants = {
         "bare": app(bare, bare),
+        "calls": app(calls.read, calls.change),
         "asyncsess": asgi.SessionMiddleware(app(readonly, exclusive), store, PLAIN, scope_key=None),
         "get_session": asgi.SessionMiddleware(app(scope_read, scope_change), store, PLAIN),
         "redis": theirs,

@@ -131,15 +131,16 @@ async def load_snapshot(policy: Policy, session: Session, key: str) -> tuple[Rec
     Raises:
         SessionNotFoundError: There is none, or it has expired.
     """
-    session_id = session.id
     record, now = await policy.backend.read(key), policy.clock()
+    session_id: str | None = None
     while isinstance(record, Tombstone):
-        session_id = policy.successor(session_id, record, now)
+        session_id = policy.successor(session_id or session.id, record, now)
         key = key_of(session_id)
         record, now = await policy.backend.read(key), policy.clock()
     if record is None or not policy.load(session, record, key, now):
         raise SessionNotFoundError(NOT_FOUND)
-    session.becomes(session.state, session_id)
+    if session_id is not None:
+        session.becomes(session.state, session_id)
     if policy.expiry.is_touch_due(record.accessed_at, now):
         try:
             await policy.backend.touch(key, now=now)

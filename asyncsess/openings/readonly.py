@@ -22,7 +22,6 @@ class AbsentOpening:
         self._session = Session(self, session_id, State.READONLY, codec or MsgpackCodec())
 
     async def __aenter__(self) -> Session:
-        await self.refresh()
         return self._session
 
     async def __aexit__(
@@ -68,9 +67,9 @@ class ReadonlyOpening(AbsentOpening):
         super().__init__(session_id, policy.codec)
 
     async def __aenter__(self) -> Session:
-        session = await super().__aenter__()
+        _, self._key = await load_snapshot(self._policy, self._session, self._key)
         self._policy.observer.note_opened("readonly")
-        return session
+        return self._session
 
     async def refresh(self) -> None:
         _, self._key = await load_snapshot(self._policy, self._session, self._key)

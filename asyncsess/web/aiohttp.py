@@ -12,7 +12,6 @@ return web.Response(text="added")
 from __future__ import annotations
 
 from collections.abc import AsyncIterator, Callable, Sequence
-from contextlib import AsyncExitStack
 from functools import partial
 from typing import Any, Final
 
@@ -26,6 +25,7 @@ from asyncsess.web.cookie import CookiePolicy
 from asyncsess.web.csrf import FIELD, HEADER, REFUSAL, csrf_token, is_same_token, needs_token, token_of
 from asyncsess.web.flash import Flash, flash, get_flashes
 from asyncsess.web.sessions import (
+    KEY,
     KEYS,
     apply_session,
     edit_session,
@@ -35,7 +35,7 @@ from asyncsess.web.sessions import (
     synchronize_session,
 )
 from asyncsess.web.settings import Settings, below_400
-from asyncsess.web.visit import Visit
+from asyncsess.web.visit import Visit, Visits, close
 
 __all__ = [
     "Flash",
@@ -53,8 +53,8 @@ __all__ = [
 ]
 
 # Since aiohttp 3.14 there are keys of requests that can not be mistaken for others.
-_VISITS: Final[Any] = web.RequestKey("asyncsess", dict) if hasattr(web, "RequestKey") else KEYS[0]
-KEYS.append(_VISITS)
+_VISITS: Final[Any] = web.RequestKey("asyncsess", Visits) if hasattr(web, "RequestKey") else KEY
+KEYS.insert(0, _VISITS)
 _FORMS: Final = ("application/x-www-form-urlencoded", "multipart/form-data")
 _SETTINGS: Final = web.AppKey("asyncsess", list[Settings])
 
@@ -130,27 +130,20 @@ async def _while_it_runs(store: SessionStore, app: web.Application) -> AsyncIter
 def _middleware(all_settings: Sequence[Settings]) -> Middleware:
     @web.middleware
     async def sessions(request: web.Request, handler: Handler) -> web.StreamResponse:
-        cookies = request.cookies
-        visits = {settings.cookie.name: Visit(settings, cookies.get(settings.cookie.name)) for settings in all_settings}
-        others = request.get(_VISITS, {})
-        if twice := visits.keys() & others.keys():
-            raise RuntimeError(
-                f"setup() was called with a cookie {min(twice)!r} twice: for an application and a part of it"
-            )
-        request[_VISITS] = {**others, **visits}
-        async with AsyncExitStack() as stack:  # each is closed, whatever becomes of the others
-            for visit in visits.values():
-                stack.push_async_callback(visit.close)
-            try:
-                return await _answered([*visits.values()], request, handler)
-            except BaseException as error:
-                if any(visit.has_left for visit in visits.values()):
-                    raise
-                _forget_stream(request)
-                answer = all_settings[0].answer(error) if isinstance(error, SessionError) else None
-                if answer is None:
-                    raise
-                return web.Response(status=answer.status, text=answer.text, headers=answer.headers)
+        cookies, all_visits = request.cookies, request.setdefault(_VISITS, Visits())
+        visits = [all_visits.begin(settings, cookies.get(settings.cookie.name)) for settings in all_settings]
+        try:
+            return await _answered(visits, request, handler)
+        except BaseException as error:
+            if any(visit.has_left for visit in visits):
+                raise
+            _forget_stream(request)
+            answer = all_settings[0].answer(error) if isinstance(error, SessionError) else None
+            if answer is None:
+                raise
+            return web.Response(status=answer.status, text=answer.text, headers=answer.headers)
+        finally:
+            await close(visits)
 
     return sessions
 
@@ -181,12 +174,12 @@ async def _settle(visits: Sequence[Visit], status: int) -> None:
 
 async def _prepare(request: web.Request, response: web.StreamResponse) -> None:
     """Commit before the headers leave, those of a stream as well, and tell the browser of its session."""
-    visits = [*request.get(_VISITS, {}).values()]
+    visits = [*request.get(_VISITS, Visits()).values()]
     for visit in visits:
-        await visit.finish(response.status)
+        if visit.is_open:
+            await visit.finish(response.status)
     for visit in visits:
-        visit.leave()
-        for name, value in visit.take_headers():
+        for name, value in visit.leave():
             if name == "Vary":
                 response.headers[name] = ", ".join([*response.headers.popall(name, ()), value])
             elif name == "Set-Cookie":

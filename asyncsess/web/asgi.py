@@ -33,7 +33,7 @@ from asyncsess.web.sessions import (
     synchronize_session,
 )
 from asyncsess.web.settings import Settings, below_400
-from asyncsess.web.visit import Visit
+from asyncsess.web.visit import Visit, Visits
 
 __all__ = [
     "CSRFMiddleware",
@@ -107,16 +107,13 @@ class SessionMiddleware:
             await self._app(scope, receive, send)
 
     async def _serve(self, scope: Scope, receive: Receive, send: Send) -> None:
-        name = self._settings.cookie.name
-        if name in scope.get(KEY, {}):
-            raise RuntimeError(f"there are two SessionMiddlewares with a cookie {name!r}; give one another name")
+        visits = scope[KEY] = Visits(scope.get(KEY, ()))
+        visit = visits.begin(self._settings, _cookie_in(scope["headers"], self._settings.cookie.name))
         if self._scope_key is not None and isinstance(scope.get(self._scope_key), ScopeSession):
             raise RuntimeError(
                 f"there are two SessionMiddlewares with a session in scope[{self._scope_key!r}]; give one another "
                 "scope_key, or None"
             )
-        visit = Visit(self._settings, _cookie_in(scope["headers"], name))
-        scope[KEY] = {**scope.get(KEY, {}), name: visit}
         try:
             await _Response(visit, scope, self._scope_key, send).of(self._app, receive)
         finally:
@@ -229,9 +226,9 @@ class _Response:
             await (self._start(message) if message["type"] in _STATUS_OF else self._send_on(message))
 
     async def _start(self, message: Message) -> None:
-        self._visit.leave()
+        headers = self._leave()
         if message["type"] != "websocket.close":
-            message = {**message, "headers": _with(message.get("headers", ()), self._headers())}
+            message = {**message, "headers": _with(message.get("headers", ()), headers)}
         await self._send_on(message)
 
     async def _fail(self) -> None:
@@ -241,12 +238,11 @@ class _Response:
         if self._held:
             await self._send_held()
         elif not visit.has_left and visit.has_news and self._scope["type"] == "http":
-            visit.leave()
-            await _respond(self._send_on, Answer(_SERVER_ERROR, "Internal Server Error\n"), self._headers())
+            await _respond(self._send_on, Answer(_SERVER_ERROR, "Internal Server Error\n"), self._leave())
 
-    def _headers(self) -> list[tuple[str, str]]:
-        """Return what is to be said of the session; a cookie with a warning if it will not work, or is not safe."""
-        headers = self._visit.take_headers()
+    def _leave(self) -> list[tuple[str, str]]:
+        """Return what the headers say of the session; a cookie with a warning if it will not work, or is not safe."""
+        headers = self._visit.leave()
         if len(headers) > 1:
             host = _header(self._scope["headers"], b"host")
             self._visit.settings.warn_if_unfit(self._scope.get("scheme", "http"), host)
@@ -269,11 +265,11 @@ class _Response:
         if answer is None:
             return False
         self._is_replaced = True
-        self._visit.leave()
+        headers = self._leave()
         if self._scope["type"] == "http":
-            await _respond(self._send_on, answer, self._headers())
+            await _respond(self._send_on, answer, headers)
         elif "websocket.http.response" in self._scope.get("extensions", {}):
-            await _respond(self._send_on, answer, self._headers(), kind="websocket.http.response")
+            await _respond(self._send_on, answer, headers, kind="websocket.http.response")
         else:
             await self._send_on({"type": "websocket.close", "code": _TRY_AGAIN_LATER})
         return True

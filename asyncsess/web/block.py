@@ -64,8 +64,8 @@ class Block:
         visit = self._visit
         if not self._is_readonly:
             visit.check_alone()
-        if visit.session_id is not None:
-            self.opening = self._resume(visit.session_id)
+        if (session_id := visit.session_id) is not None:
+            self.opening = self._resume(session_id)
             try:
                 return self._entered(await self.opening.__aenter__())
             except SessionNotFoundError as error:

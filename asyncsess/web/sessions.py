@@ -13,7 +13,7 @@ from typing import Any, Final, ParamSpec, TypeAlias, TypeVar, overload
 from asyncsess.operations import Operation
 from asyncsess.rules import Resolve
 from asyncsess.session import Session
-from asyncsess.web.visit import Timeout, Visit
+from asyncsess.web.visit import Timeout, Visit, Visits
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -137,16 +137,14 @@ def visit_of(request: Any, cookie: str | None = None) -> Visit:
     return visits[name]
 
 
-def _visits_of(request: Any) -> dict[str, Visit]:
-    """Return the visits of a request by the names of their cookies; none for what is no request."""
+def _visits_of(request: Any) -> Visits:
+    """Return the visits of a request; none for what is no request."""
     found = getattr(request, "scope", request)
-    if not isinstance(found, Mapping):
-        return {}
-    for key in KEYS:
-        visits = found.get(key)
-        if isinstance(visits, dict) and all(isinstance(visit, Visit) for visit in visits.values()):
-            return visits
-    return {}
+    if isinstance(found, Mapping):
+        for key in KEYS:
+            if isinstance(visits := found.get(key), Visits):
+                return visits
+    return Visits()
 
 
 def _status_of(response: Any) -> int:

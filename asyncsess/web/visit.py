@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import random
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 from datetime import timedelta
 from typing import Any, Final, TypeVar
 
@@ -171,19 +171,18 @@ class Visit:
         Raises:
             SessionError: Something could not be stored; what is to be answered is another matter.
         """
-        if not self._has_left:
+        if self.is_open and not self._has_left:
             await self.settle(is_failure=not self.settings.commits(status))
 
-    def leave(self) -> None:
-        """Note that the headers leave now, with what `take_headers` returned."""
+    def leave(self) -> list[tuple[str, str]]:
+        """Note that the headers leave now; return, once, what is to be among them."""
         self._has_left = True
-
-    def take_headers(self) -> list[tuple[str, str]]:
-        """Return, once, what the answer says of the session, in addition to what it says itself."""
         if not self.is_accessed:
             return []
         cookie, self._cookie, self.is_accessed = self._cookie, "", False
-        return [("Vary", "Cookie"), *([("Set-Cookie", cookie), ("Cache-Control", "no-store")] if cookie else [])]
+        if not cookie:
+            return [("Vary", "Cookie")]
+        return [("Vary", "Cookie"), ("Set-Cookie", cookie), ("Cache-Control", "no-store")]
 
     @property
     def has_news(self) -> bool:
@@ -197,7 +196,8 @@ class Visit:
             SessionClosedError: Something inside it was changed after the headers had left, and is lost.
         """
         self._has_ended = True
-        await self._end()
+        if self.is_open:
+            await self._end()
 
     async def _end(self) -> None:
         block, self._main = self._main, None
@@ -258,8 +258,9 @@ class Visit:
 
     def check_alone(self) -> None:
         """Raise if another block of this request begins its session: there is but one."""
-        begins = (block.is_begun and block.session.is_new and block is not self._main for block in self._blocks)
-        if self._id is None and any(begins):
+        if self._id is None and any(
+            block.is_begun and block.session.is_new and block is not self._main for block in self._blocks
+        ):
             raise DeadlockError(
                 "this request begins its session in another block that is still open; use that one, or leave it first",
                 (),
@@ -316,3 +317,35 @@ class Visit:
         if store.lifetime is None or created_at is None:
             return None
         return max(0.0, created_at.timestamp() + store.lifetime - store.clock())
+
+
+class Visits(dict[str, Visit]):
+    """What a request does with its visitor's sessions, by the names of their cookies."""
+
+    def begin(self, settings: Settings, value: str | None) -> Visit:
+        """Add a visit.
+
+        Args:
+            settings: Those of the application.
+            value: The cookie's; None if there was none.
+
+        Raises:
+            RuntimeError: There is one with a cookie of that name.
+        """
+        name = settings.cookie.name
+        if name in self:
+            raise RuntimeError(
+                f"this request has two sessions with a cookie {name!r}, such as by the setups of an application and of "
+                "a part of it; keep one of them, or give one another name"
+            )
+        visit = self[name] = Visit(settings, value)
+        return visit
+
+
+async def close(visits: Sequence[Visit]) -> None:
+    """Close visits, each whatever becomes of the others."""
+    try:
+        await visits[-1].close()
+    finally:
+        if others := visits[:-1]:
+            await close(others)

@@ -178,7 +178,8 @@ class FileLock:
             logger.warning("a session file could not be closed as usual: %s", error.strerror)
 
     def __del__(self) -> None:
-        self.close()
+        if self.fd >= 0:
+            self.close()
 
 
 class NewFile(FileLock):
