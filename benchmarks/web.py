@@ -112,7 +112,10 @@ async def _cookies_of_a_new_visitor(port: int, path: str) -> str:
     import aiohttp
 
     planted = {"session": token_hex(8)}  # which nobody adopts but a handler without a library
-    async with aiohttp.ClientSession(cookies=planted) as client, client.get(f"http://127.0.0.1:{port}{path}") as response:
+    async with (
+        aiohttp.ClientSession(cookies=planted) as client,
+        client.get(f"http://127.0.0.1:{port}{path}") as response,
+    ):
         response.raise_for_status()
         cookies = {name: cookie.value for name, cookie in response.cookies.items()}
     return "; ".join(f"{name}={value}" for name, value in (cookies or planted).items())

@@ -87,6 +87,10 @@ async def store(new_store: NewStore) -> AsyncIterator[SessionStore]:
         yield store
 
 
+async def keys_of(store: SessionStore) -> list[str]:
+    return [key async for key in store.keys()]  # noqa: SIM118 - a store is no mapping
+
+
 async def stored(store: SessionStore, session_id: str) -> dict[str, Any]:
     """Return what a session holds for everybody."""
     async with store.open(session_id, readonly=True) as session:

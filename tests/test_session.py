@@ -19,15 +19,11 @@ from asyncsess import (
     SessionStore,
 )
 from asyncsess.testing import FakeClock
-from tests.conftest import NewStore, stored
+from tests.conftest import NewStore, keys_of, stored
 
 VALUES = {"name": "Ada", "cart": ["tea"], "user": {"id": 7, "roles": ["admin"]}}
 Change = Callable[[Session], Any]
 Life = Callable[[Session], Any]
-
-
-async def keys_of(store: SessionStore) -> list[str]:
-    return [key async for key in store.keys()]  # noqa: SIM118 - no mapping
 
 
 async def version_of(store: SessionStore, session_id: str) -> int:

@@ -24,13 +24,9 @@ from asyncsess import (
 )
 from asyncsess.ids import key_of
 from asyncsess.testing import FakeClock, until
-from tests.conftest import NewStore, stored
+from tests.conftest import NewStore, keys_of, stored
 
 UNKNOWN = "a-session-that-never-was"
-
-
-async def keys_of(store: SessionStore) -> list[str]:
-    return [key async for key in store.keys()]  # noqa: SIM118 - no mapping
 
 
 async def hold(store: SessionStore, session_id: str, until_set: asyncio.Event, **changes: Any) -> None:

@@ -37,7 +37,7 @@ from asyncsess.events import Event, PredecessorUsed
 from asyncsess.ids import key_of, new_session_id
 from asyncsess.succession import Succession
 from asyncsess.testing import FakeClock, until
-from tests.conftest import NewStore, stored
+from tests.conftest import NewStore, keys_of, stored
 
 VALUES = {"n": 0}
 Open = Callable[[SessionStore, str], AbstractAsyncContextManager[Session]]
@@ -284,7 +284,7 @@ async def test_tombstones_are_neither_listed_nor_counted_and_are_swept(store: Se
     for _ in range(3):
         await store.destroy(await store.create(VALUES))
         await regenerated(store, await store.create(VALUES))
-    assert len([key async for key in store.keys()]) == 3  # noqa: SIM118 - no mapping
+    assert len(await keys_of(store)) == 3
     clock.advance(1799)
     assert await store.delete_expired() == 0
     clock.advance(1)
@@ -349,7 +349,7 @@ async def test_a_tombstone_of_a_killed_process_is_not_listed_and_is_swept_with_w
             sys.executable, "-c", KILLED_WHILE_IT_ERASES, directory, session_id
         )
         assert await killed.wait() == -signal.SIGKILL
-        assert [key async for key in store.keys()] == []  # noqa: SIM118 - no mapping
+        assert await keys_of(store) == []
         assert await is_dead(store, session_id, "open")
         now += 100
         await store.delete_expired()
@@ -362,7 +362,7 @@ async def test_a_session_that_looks_like_a_tombstone_is_listed_and_kept(store: S
     session_id = await store.create(VALUES)
     (path,) = (path for path in directory.rglob("*") if path.is_file())
     os.utime(path, (0.0, 1.0))
-    assert [key async for key in store.keys()] == [key_of(session_id)]  # noqa: SIM118 - no mapping
+    assert await keys_of(store) == [key_of(session_id)]
     await store.delete_expired()
     assert await stored(store, session_id) == VALUES
 
@@ -466,7 +466,7 @@ async def test_a_late_holder_that_changes_the_id_neither_revives_nor_doubles_the
             await session.regenerate_id()
         assert session.id == session_id
         await session.rollback()
-    keys = [key async for key in store.keys()]  # noqa: SIM118 - no mapping
+    keys = await keys_of(store)
     assert keys == ([key_of(second)] if second else [])
     assert store.statistics().leases_lost == 1
 

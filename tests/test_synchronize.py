@@ -23,7 +23,7 @@ from asyncsess import (
     rules,
 )
 from asyncsess.testing import FakeClock, until
-from tests.conftest import stored
+from tests.conftest import keys_of, stored
 
 VALUES = {"a": 1, "b": 1, "list": ["x"], "user": {"id": 7}}
 
@@ -222,7 +222,7 @@ async def test_what_does_not_exist_or_ends_meanwhile_is_not_revived(store: Sessi
         async with store.synchronize(session_id, "a") as session:
             session["a"] = 2
             await store.destroy(session_id)
-    assert [key async for key in store.keys()] == []  # noqa: SIM118 - no mapping
+    assert await keys_of(store) == []
     assert store.statistics().holding == 0
 
 

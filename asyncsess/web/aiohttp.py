@@ -35,7 +35,8 @@ from asyncsess.web.sessions import (
     synchronize_session,
 )
 from asyncsess.web.settings import Settings, below_400
-from asyncsess.web.visit import Visit, Visits, close
+from asyncsess.web.visit import Visit
+from asyncsess.web.visits import Visits, close
 
 __all__ = [
     "Flash",
@@ -70,7 +71,7 @@ def setup(
     """Give an application sessions. Its store is entered and closed with it.
 
     Called again with a cookie of another name, it gives another session to each visitor; the first is the one that
-    everything below means unless it is told the name of a ``cookie``.
+    everything below means unless it is told the name of a ``cookie``, and its ``answer`` holds for all.
 
     Args:
         app: The application; its subapplications have the sessions too.
@@ -101,8 +102,9 @@ async def csrf_protection(request: web.Request, handler: Handler) -> web.StreamR
         setup(app, store)
         app.middlewares.append(csrf_protection)
 
-    The token comes in the header ``X-CSRF-Token``, or in the field ``csrf_token`` of a form. It is that of the first
-    cookie's session.
+    The token comes in the header ``X-CSRF-Token``, or in the field ``csrf_token`` of a form; in the header alone for a
+    handler that reads ``request.multipart()`` itself, since looking for the field reads the form. It is that of the
+    first cookie's session. WebSockets pass: from other sites, browsers do not send a cookie with ``SameSite=Lax``.
     """
     if needs_token(request.method):
         expected, sent = await token_of(request), request.headers.get(HEADER)
@@ -174,11 +176,9 @@ async def _settle(visits: Sequence[Visit], status: int) -> None:
 
 async def _prepare(request: web.Request, response: web.StreamResponse) -> None:
     """Commit before the headers leave, those of a stream as well, and tell the browser of its session."""
-    visits = [*request.get(_VISITS, Visits()).values()]
-    for visit in visits:
-        if visit.is_open:
-            await visit.finish(response.status)
-    for visit in visits:
+    visits = request.get(_VISITS, Visits())
+    await visits.finish(response.status)
+    for visit in visits.values():
         for name, value in visit.leave():
             if name == "Vary":
                 response.headers[name] = ", ".join([*response.headers.popall(name, ()), value])

@@ -11,8 +11,8 @@ return PlainTextResponse("added")
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Sequence
-from typing import Any, Final
+from collections.abc import Callable
+from typing import Final
 from urllib.parse import parse_qs
 
 from asyncsess.errors import SessionError
@@ -21,7 +21,8 @@ from asyncsess.web.answers import Answer, answer_to
 from asyncsess.web.cookie import CookiePolicy
 from asyncsess.web.csrf import FIELD, HEADER, REFUSAL, csrf_token, is_same_token, needs_token, token_of
 from asyncsess.web.flash import Flash, flash, get_flashes
-from asyncsess.web.lifespan import ASGIApp, Lifespan, Message, Receive, Scope, Send
+from asyncsess.web.lifespan import Lifespan
+from asyncsess.web.messages import ASGIApp, Message, Receive, Scope, Send, cookie_in, header, respond, with_headers
 from asyncsess.web.scope import ScopeSession
 from asyncsess.web.sessions import (
     KEY,
@@ -33,7 +34,8 @@ from asyncsess.web.sessions import (
     synchronize_session,
 )
 from asyncsess.web.settings import Settings, below_400
-from asyncsess.web.visit import Visit, Visits
+from asyncsess.web.visit import Visit
+from asyncsess.web.visits import Visits
 
 __all__ = [
     "CSRFMiddleware",
@@ -54,7 +56,9 @@ _SWITCHING_PROTOCOLS: Final = 101
 _FORBIDDEN: Final = 403  # what a server answers when a WebSocket is closed before it was accepted
 _SERVER_ERROR: Final = 500
 _FORM: Final = "application/x-www-form-urlencoded"
+_MOST_FIELDS: Final = 1000
 _TRY_AGAIN_LATER: Final = 1013
+_UNHEARD: Final = "the session could not be stored, so another answer was sent instead of the application's"
 _STATUS_OF: Final[dict[str, Callable[[Message], int]]] = {
     "http.response.start": lambda message: int(message["status"]),
     "websocket.accept": lambda message: _SWITCHING_PROTOCOLS,
@@ -108,14 +112,14 @@ class SessionMiddleware:
 
     async def _serve(self, scope: Scope, receive: Receive, send: Send) -> None:
         visits = scope[KEY] = Visits(scope.get(KEY, ()))
-        visit = visits.begin(self._settings, _cookie_in(scope["headers"], self._settings.cookie.name))
+        visit = visits.begin(self._settings, cookie_in(scope["headers"], self._settings.cookie.name))
         if self._scope_key is not None and isinstance(scope.get(self._scope_key), ScopeSession):
             raise RuntimeError(
                 f"there are two SessionMiddlewares with a session in scope[{self._scope_key!r}]; give one another "
                 "scope_key, or None"
             )
         try:
-            await _Response(visit, scope, self._scope_key, send).of(self._app, receive)
+            await _Response(visit, visits, scope, self._scope_key, send).of(self._app, receive)
         finally:
             await visit.close()
 
@@ -126,7 +130,8 @@ class CSRFMiddleware:
         app = SessionMiddleware(CSRFMiddleware(app), store)
 
     The token comes in the header ``X-CSRF-Token``, or in the field ``csrf_token`` of a form that is URL-encoded; a form
-    with files has to send the header. It is that of the outermost `SessionMiddleware`'s session. WebSockets pass.
+    with files has to send the header. It is that of the outermost `SessionMiddleware`'s session. WebSockets pass: from
+    other sites, browsers do not send a cookie with ``SameSite=Lax``.
 
     Args:
         app: The application.
@@ -140,13 +145,13 @@ class CSRFMiddleware:
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Serve a connection, unless it is refused."""
         if scope["type"] == "http" and needs_token(scope["method"]):
-            sent: str | None = _header(scope["headers"], HEADER.lower().encode())
-            is_form = _header(scope["headers"], b"content-type").startswith(_FORM)
+            sent: str | None = header(scope["headers"], HEADER.lower().encode())
+            is_form = header(scope["headers"], b"content-type").startswith(_FORM)
             expected = await token_of(scope)
             if expected and not sent and is_form:
                 sent, receive = await self._token_in_form(receive)
             if not is_same_token(expected, sent):
-                await _respond(send, Answer(403, REFUSAL))
+                await respond(send, Answer(403, REFUSAL))
                 return
         await self._app(scope, receive, send)
 
@@ -159,21 +164,30 @@ class CSRFMiddleware:
             read.append(message)
             length += len(message.get("body", b""))
             has_more = message["type"] == "http.request" and message.get("more_body", False)
-        form = parse_qs(b"".join(message.get("body", b"") for message in read).decode("latin-1"))
+        text = b"".join(message.get("body", b"") for message in read).decode("latin-1")
         waiting = iter(read)
 
         async def receive_again() -> Message:
             message = next(waiting, None)
             return await receive() if message is None else message
 
+        try:
+            form = parse_qs(text, max_num_fields=_MOST_FIELDS)
+        except ValueError:  # no form of a page has so many
+            form = {}
         return form.get(FIELD, [None])[0], receive_again
+
+
+class _UnheardError(OSError):
+    """What an application sends is heard by nobody."""
 
 
 class _Response:
     """What an application sends, and what is sent instead if its session can't be had, or not be stored."""
 
-    def __init__(self, visit: Visit, scope: Scope, scope_key: str | None, send: Send) -> None:
+    def __init__(self, visit: Visit, visits: Visits, scope: Scope, scope_key: str | None, send: Send) -> None:
         self._visit = visit
+        self._visits = visits  # those of the middlewares around this one as well
         self._scope = scope
         self._scope_key = scope_key
         self._send_on = send
@@ -186,10 +200,13 @@ class _Response:
         visit = self._visit
         try:
             if self._scope_key is not None:
-                await visit.load()
+                await visit.try_load()
                 self._scope[self._scope_key] = self._session = ScopeSession(visit)
+                visit.before_end = self._look_for_another_session
             await app(self._scope, receive, self._send)
         except Exception as error:  # whatever it is comes out, unless it is the session's and has become an answer
+            if self._is_replaced and _is_due_to(error, _UnheardError):
+                return
             if not isinstance(error, SessionError) or not await self._is_answered(error):
                 await self._fail()
                 raise
@@ -197,20 +214,23 @@ class _Response:
         await self._send_held()
 
     async def _send(self, message: Message) -> None:
-        """Commit before the headers leave, and tell the browser of its session."""
+        """Commit before the headers leave, and tell the browser of its session.
+
+        Raises:
+            OSError: Another answer was sent, as if the client had gone: so the application does not go on for nobody.
+        """
         if self._is_replaced:
-            return
+            raise _UnheardError(_UNHEARD)
         status_of = _STATUS_OF.get(message["type"])
         if status_of is None or self._visit.has_left:
             await (self._send_on(message) if not self._held else self._hold(message))
             return
-        self._look_for_another_session()
         status = status_of(message)
         try:
-            await self._visit.finish(status)
+            await self._visits.finish(status)
         except SessionError as error:
             if await self._answer(error):
-                return
+                raise _UnheardError(_UNHEARD) from error
             raise
         if status == _SERVER_ERROR and not self._held:  # a framework's answer to an exception that comes out later
             await self._hold(message)
@@ -228,7 +248,7 @@ class _Response:
     async def _start(self, message: Message) -> None:
         headers = self._leave()
         if message["type"] != "websocket.close":
-            message = {**message, "headers": _with(message.get("headers", ()), headers)}
+            message = {**message, "headers": with_headers(message.get("headers", ()), headers)}
         await self._send_on(message)
 
     async def _fail(self) -> None:
@@ -238,21 +258,24 @@ class _Response:
         if self._held:
             await self._send_held()
         elif not visit.has_left and visit.has_news and self._scope["type"] == "http":
-            await _respond(self._send_on, Answer(_SERVER_ERROR, "Internal Server Error\n"), self._leave())
+            await respond(self._send_on, Answer(_SERVER_ERROR, "Internal Server Error\n"), self._leave())
 
     def _leave(self) -> list[tuple[str, str]]:
         """Return what the headers say of the session; a cookie with a warning if it will not work, or is not safe."""
         headers = self._visit.leave()
         if len(headers) > 1:
-            host = _header(self._scope["headers"], b"host")
+            host = header(self._scope["headers"], b"host")
             self._visit.settings.warn_if_unfit(self._scope.get("scheme", "http"), host)
         return headers
 
     def _look_for_another_session(self) -> None:
-        if self._session is not None and self._scope_key is not None:
-            found = self._scope.get(self._scope_key)
-            if not isinstance(found, ScopeSession):
-                self._session.replace(found)
+        """Take what the application has put in the place of its session."""
+        assert self._session is not None
+        assert self._scope_key is not None
+        found = self._scope.get(self._scope_key)
+        if not isinstance(found, ScopeSession):
+            self._session.replace(found)
+            self._scope[self._scope_key] = self._session
 
     async def _is_answered(self, error: SessionError) -> bool:
         """Answer to an error, unless that was done, or is too late; return whether there is an answer."""
@@ -260,57 +283,28 @@ class _Response:
 
     async def _answer(self, error: SessionError) -> bool:
         """Answer to an error; return False if the application is to do that."""
-        await self._visit.settle(is_failure=True)
+        for visit in self._visits.values():
+            await visit.settle(is_failure=True)
         answer = self._visit.settings.answer(error)
         if answer is None:
             return False
         self._is_replaced = True
         headers = self._leave()
         if self._scope["type"] == "http":
-            await _respond(self._send_on, answer, headers)
+            await respond(self._send_on, answer, headers)
         elif "websocket.http.response" in self._scope.get("extensions", {}):
-            await _respond(self._send_on, answer, headers, kind="websocket.http.response")
+            await respond(self._send_on, answer, headers, kind="websocket.http.response")
         else:
             await self._send_on({"type": "websocket.close", "code": _TRY_AGAIN_LATER})
         return True
 
 
-async def _respond(
-    send: Send, answer: Answer, more: Sequence[tuple[str, str]] = (), *, kind: str = "http.response"
-) -> None:
-    body = answer.text.encode()
-    headers = {"Content-Type": "text/plain; charset=utf-8", "Content-Length": str(len(body)), **answer.headers}
-    raw = _with((), [*headers.items(), *more])
-    await send({"type": f"{kind}.start", "status": answer.status, "headers": raw})
-    await send({"type": f"{kind}.body", "body": body})
-
-
-def _header(headers: Any, name: bytes) -> str:
-    return next((value.decode("latin-1") for key, value in headers if key.lower() == name), "")
-
-
-def _cookie_in(headers: Any, name: str) -> str | None:
-    """Return the value of a cookie; of several, that of the longest path, which browsers send first (RFC 6265, 5.4)."""
-    for key, line in headers:
-        if key.lower() == b"cookie":
-            for part in line.decode("latin-1").split(";"):
-                found, equals, value = part.strip().partition("=")
-                if equals and found == name:
-                    return str(value.strip('"'))
-    return None
-
-
-def _with(headers: Any, more: Sequence[tuple[str, str]]) -> list[tuple[bytes, bytes]]:
-    """Return headers with more of them: the values of ``Vary`` together, and but one ``Cache-Control``."""
-    result = [(bytes(name), bytes(value)) for name, value in headers]
-    for name, value in more:
-        key, data = name.lower().encode("latin-1"), value.encode("latin-1")
-        if key == b"vary":
-            data = b", ".join([*(old for found, old in result if found.lower() == key), data])
-        if key in (b"vary", b"cache-control"):
-            result = [(found, old) for found, old in result if found.lower() != key]
-        result.append((key, data))
-    return result
+def _is_due_to(error: BaseException | None, kind: type[Exception]) -> bool:
+    """Tell whether an exception was raised because of another, or among others."""
+    if error is None or isinstance(error, kind):
+        return error is not None
+    among = error.exceptions if isinstance(error, BaseExceptionGroup) else ()
+    return any(_is_due_to(other, kind) for other in (error.__context__, *among))
 
 
 def _status_of(error: BaseException) -> int | None:

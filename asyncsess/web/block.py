@@ -6,7 +6,7 @@ import logging
 from collections.abc import Callable
 from contextlib import AbstractAsyncContextManager
 from types import TracebackType
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NoReturn
 
 from asyncsess.errors import SessionNotFoundError
 from asyncsess.keeper import WRITABLE, State
@@ -51,6 +51,12 @@ class Block:
         self._failure: BaseException | None = None
         self._was_destroyed = False
 
+    def __await__(self) -> NoReturn:
+        raise TypeError(
+            "this opens a session for a block: async with open_session(request) as session: ...; what lasts for the "
+            "whole request is: session = await get_session(request)"
+        )
+
     async def __aenter__(self) -> Session:
         self._visit.is_accessed = True
         return await self.enter()
@@ -62,6 +68,8 @@ class Block:
             is_late_fine: Begin a session although the visitor had one a moment ago; it is refused once it is stored.
         """
         visit = self._visit
+        if visit.failure is not None:
+            raise visit.failure
         if not self._is_readonly:
             visit.check_alone()
         if (session_id := visit.session_id) is not None:

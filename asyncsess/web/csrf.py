@@ -22,7 +22,8 @@ _SAFE: Final = ("GET", "HEAD", "OPTIONS", "TRACE")
 async def csrf_token(request: Any, *, cookie: str | None = None) -> str:
     """Return the token that this session's forms send back; it changes at each login.
 
-    A visitor without a session gets one. Call it outside of a block that has the session locked.
+    A visitor without a session gets one. A new token is stored at once; in a session that this request has locked, with
+    what its block commits.
 
     Args:
         request: A request.

@@ -25,7 +25,7 @@ class Flash(NamedTuple):
 async def flash(request: Any, text: str, category: str = "info", *, cookie: str | None = None) -> None:
     """Leave a message for the next page that shows messages.
 
-    It is stored at once. Call it outside of a block that has the session locked, or it raises `DeadlockError`.
+    It is stored at once; in a session that this request has locked, with what its block commits.
 
     Args:
         request: A request or a WebSocket.

@@ -1,18 +1,12 @@
-"""`Lifespan`: a store that lives as long as an ASGI application; and the types of ASGI."""
+"""`Lifespan`: a store that lives as long as an ASGI application."""
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable, MutableMapping
-from typing import Any, Final, TypeAlias
+from typing import Final
 
 from asyncsess.errors import SessionError
 from asyncsess.store import SessionStore
-
-Scope: TypeAlias = MutableMapping[str, Any]
-Message: TypeAlias = MutableMapping[str, Any]
-Receive: TypeAlias = Callable[[], Awaitable[Message]]
-Send: TypeAlias = Callable[[Message], Awaitable[None]]
-ASGIApp: TypeAlias = Callable[[Scope, Receive, Send], Awaitable[None]]
+from asyncsess.web.messages import ASGIApp, Message, Receive, Scope, Send
 
 _STORES: Final = "asyncsess.stores"
 

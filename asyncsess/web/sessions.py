@@ -13,7 +13,8 @@ from typing import Any, Final, ParamSpec, TypeAlias, TypeVar, overload
 from asyncsess.operations import Operation
 from asyncsess.rules import Resolve
 from asyncsess.session import Session
-from asyncsess.web.visit import Timeout, Visit, Visits
+from asyncsess.web.visit import Timeout, Visit
+from asyncsess.web.visits import Visits
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -101,7 +102,7 @@ def retry_on_conflict(handler: Handler[P, R] | None = None, *, times: int = 5) -
         async def checkout(request): ...
 
     Args:
-        handler: A coroutine function, one of whose arguments is the request.
+        handler: A coroutine function, one of whose arguments is the request, or has it as its ``request``.
         times: How often it runs at most.
     """
     if times < 1:
@@ -111,10 +112,10 @@ def retry_on_conflict(handler: Handler[P, R] | None = None, *, times: int = 5) -
 
     @wraps(handler)
     async def retrying(*args: P.args, **kwargs: P.kwargs) -> R:
-        request = next((argument for argument in (*args, *kwargs.values()) if _visits_of(argument)), None)
-        if request is None:
-            raise TypeError("retry_on_conflict needs a handler that takes the request, of an application with sessions")
-        return await visit_of(request).retry(partial(handler, *args, **kwargs), _status_of, times)
+        for argument in (*args, *kwargs.values()):
+            if visits := _visits_of(argument) or _visits_of(getattr(argument, "request", None)):
+                return await visits.retry(partial(handler, *args, **kwargs), _status_of, times)
+        raise TypeError("retry_on_conflict needs a handler that takes the request, of an application with sessions")
 
     return retrying
 

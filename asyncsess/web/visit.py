@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import asyncio
-import random
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Callable, Sequence
 from datetime import timedelta
-from typing import Any, Final, TypeVar
+from typing import Any, Final
 
-from asyncsess.errors import ConflictError, DeadlockError, SessionClosedError, SessionNotFoundError
+from asyncsess.errors import DeadlockError, SessionClosedError, SessionError, SessionNotFoundError
+from asyncsess.keeper import WRITABLE, State
 from asyncsess.openings import AbsentOpening, EditOpening
 from asyncsess.operations import Operation
 from asyncsess.rules import Resolve
@@ -16,10 +16,8 @@ from asyncsess.session import Session
 from asyncsess.web.block import Block, Limited, Opening
 from asyncsess.web.settings import Settings
 
-T = TypeVar("T")
 Timeout = float | timedelta | None
 
-_FIRST_PAUSE: Final = 0.01
 _ON_THE_WAY: Final = 30.0  # seconds for which a request may be
 _ENDED: Final = "the request has ended, and its session with it; open the session by its id instead"
 
@@ -33,18 +31,22 @@ class Visit:
 
     Attributes:
         is_accessed: Whether the answer depends on the session.
+        before_end: What is to be done before anything is committed.
+        failure: What went wrong when the session was loaded beforehand; told to whoever asks for the session.
+        is_locking: Whether the session of the whole request will be locked, so that it meets no conflict.
     """
 
     def __init__(self, settings: Settings, value: str | None) -> None:
         self.settings = settings
-        self.is_accessed = False
+        self.is_accessed = self.is_locking = False
+        self.before_end: Callable[[], None] | None = None
         self._id = settings.cookie.session_id(value)
         self._began = settings.store.clock()
         self._blocks: list[Block] = []
         self._main: Block | None = None
-        self._is_last_try = False
         self._has_left = self._has_ended = False
         self._late: SessionNotFoundError | None = None
+        self.failure: SessionError | None = None
         self._loading = asyncio.Lock()
         self._has_cookie = value is not None
         self._cookie = ""
@@ -96,10 +98,17 @@ class Visit:
         async with self._loading:  # else two at once would have two of it
             if self._main is None:
                 self._check_whole()
-                block = self.open() if self._is_last_try else self.edit()
+                block = self.open() if self.is_locking else self.edit()
                 await block.enter(is_late_fine=True)
                 self._main = block
             return self._main.session
+
+    async def try_load(self) -> None:
+        """Load the session of the whole request beforehand, for those who can't wait for it when they ask for it."""
+        try:
+            await self.load()
+        except SessionError as error:
+            self.failure = error
 
     @property
     def loaded(self) -> Session:
@@ -107,10 +116,11 @@ class Visit:
 
         Raises:
             SessionClosedError: The request has ended.
+            SessionError: `try_load` has failed.
         """
-        if self._main is None:
-            raise SessionClosedError(_ENDED)
-        return self._main.session
+        if self._main is not None:
+            return self._main.session
+        raise SessionClosedError(_ENDED) if self._has_ended or self.failure is None else self.failure
 
     def _check_whole(self) -> None:
         if self._has_ended:
@@ -122,19 +132,27 @@ class Visit:
             )
 
     async def apply(self, *operations: Operation, timeout: Timeout = None) -> tuple[Any, ...]:
-        """Run operations on the visitor's session, or on a new one, as `SessionStore.apply`."""
+        """Run operations on the visitor's session, or on a new one, as `SessionStore.apply`.
+
+        In a session that a block of this request has locked or begun, they are part of what the block commits.
+        """
         self.is_accessed = True
-        self.check_alone()
+        if (mine := self._own()) is not None:
+            return _run(operations, mine.session)
         if self._id is not None:
             try:
                 return await self.settings.store.apply(self._id, *operations, timeout=timeout)
             except SessionNotFoundError as error:
                 self.forget(error)
         async with self.open() as session:
-            values: dict[str, Any] = dict(session)
-            results = tuple([operation(values) for operation in operations])
-            session.update(values)
-        return results
+            return _run(operations, session)
+
+    def _own(self) -> Block | None:
+        """Return the block of this request that keeps all others from changing the session, if there is one."""
+        for block in self._blocks:
+            if block.session.state is State.EXCLUSIVE or (self._begins(block) and block.session.state in WRITABLE):
+                return block
+        return None
 
     # The end.
 
@@ -171,7 +189,11 @@ class Visit:
         Raises:
             SessionError: Something could not be stored; what is to be answered is another matter.
         """
-        if self.is_open and not self._has_left:
+        if self._has_left:
+            return
+        if self.before_end is not None:
+            self.before_end()
+        if self.is_open:
             await self.settle(is_failure=not self.settings.commits(status))
 
     def leave(self) -> list[tuple[str, str]]:
@@ -207,42 +229,11 @@ class Visit:
             if block is not None:
                 await block.leave()
 
-    async def retry(self, run: Callable[[], Awaitable[T]], status_of: Callable[[T], int], times: int) -> T:
-        """Run a handler until what it changed meets no conflict; exclusively, the last time.
-
-        Args:
-            run: The handler.
-            status_of: Tells the status of what it returns.
-            times: How often, at most.
-
-        Raises:
-            ConflictError: The last try met one nevertheless; or the headers had left by then.
-        """
-        for number in range(1, times + 1):
-            self._is_last_try = number == times
-            was_loaded = self._main is not None
-            if was_loaded and number > 1:
-                await self._end()
-                await self.load()  # for those who have it from the scope
-            try:
-                return await self._run_once(run, status_of)
-            except ConflictError:
-                if self._is_last_try or self._has_left:
-                    raise
-            await asyncio.sleep(random.uniform(0, _FIRST_PAUSE * 2**number))
-        raise ValueError(f"times must be 1 or more, not {times}")
-
-    async def _run_once(self, run: Callable[[], Awaitable[T]], status_of: Callable[[T], int]) -> T:
-        """Run a handler, and commit what it changed unless the headers left before."""
-        try:
-            result = await run()
-        except BaseException as error:
-            status = self.settings.status_of(error)
-            if status is not None:
-                await self.finish(status)
-            raise
-        await self.finish(status_of(result))
-        return result
+    async def reload(self) -> None:
+        """Begin the session of the whole request anew, if there is one, for those who have it from the scope."""
+        if self._main is not None:
+            await self._end()
+            await self.load()
 
     # For the blocks.
 
@@ -258,13 +249,14 @@ class Visit:
 
     def check_alone(self) -> None:
         """Raise if another block of this request begins its session: there is but one."""
-        if self._id is None and any(
-            block.is_begun and block.session.is_new and block is not self._main for block in self._blocks
-        ):
+        if self._id is None and any(self._begins(block) for block in self._blocks):
             raise DeadlockError(
                 "this request begins its session in another block that is still open; use that one, or leave it first",
                 (),
             )
+
+    def _begins(self, block: Block) -> bool:
+        return block.is_begun and block.session.is_new and block is not self._main
 
     def check_may_begin(self, *, is_late_fine: bool) -> None:
         """Raise if a new session would be out of place: nobody could be told, or the visitor has another by now."""
@@ -319,33 +311,8 @@ class Visit:
         return max(0.0, created_at.timestamp() + store.lifetime - store.clock())
 
 
-class Visits(dict[str, Visit]):
-    """What a request does with its visitor's sessions, by the names of their cookies."""
-
-    def begin(self, settings: Settings, value: str | None) -> Visit:
-        """Add a visit.
-
-        Args:
-            settings: Those of the application.
-            value: The cookie's; None if there was none.
-
-        Raises:
-            RuntimeError: There is one with a cookie of that name.
-        """
-        name = settings.cookie.name
-        if name in self:
-            raise RuntimeError(
-                f"this request has two sessions with a cookie {name!r}, such as by the setups of an application and of "
-                "a part of it; keep one of them, or give one another name"
-            )
-        visit = self[name] = Visit(settings, value)
-        return visit
-
-
-async def close(visits: Sequence[Visit]) -> None:
-    """Close visits, each whatever becomes of the others."""
-    try:
-        await visits[-1].close()
-    finally:
-        if others := visits[:-1]:
-            await close(others)
+def _run(operations: Sequence[Operation], session: Session) -> tuple[Any, ...]:
+    values = dict(session)
+    results = tuple([operation(values) for operation in operations])
+    session.replace(values)
+    return results

@@ -80,7 +80,3 @@ async def files(directory: Path) -> AsyncIterator[FileStore]:
     """A store that goes by the wall clock."""
     async with FileStore(directory, sweep_interval=None) as store:
         yield store
-
-
-async def keys_of(store: FileStore) -> list[str]:
-    return [key async for key in store.keys()]  # noqa: SIM118 - a store is no mapping

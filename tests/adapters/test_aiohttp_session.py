@@ -19,7 +19,8 @@ from aiohttp_session import SimpleCookieStorage, get_session, new_session
 
 from asyncsess import ConflictError, FileStore, JSONCodec, SessionNotFoundError, rules
 from asyncsess.adapters.aiohttp_session import AsyncsessStorage
-from tests.adapters.conftest import Gate, keys_of
+from tests.adapters.conftest import Gate
+from tests.conftest import keys_of
 
 # aiohttp-session itself keeps things under such keys.
 pytestmark = pytest.mark.filterwarnings("ignore:It is recommended to use web.RequestKey:aiohttp.web.NotAppKeyWarning")

@@ -34,7 +34,8 @@ from starsessions.serializers import Serializer
 from asyncsess import ConflictError, FileStore, SessionNotFoundError, SessionStore, rules
 from asyncsess.adapters import entries
 from asyncsess.adapters.starsessions import AsyncsessStore
-from tests.adapters.conftest import Gate, Serve, keys_of
+from tests.adapters.conftest import Gate, Serve
+from tests.conftest import keys_of
 
 Handler = Callable[[Request], Awaitable[Any]]
 Build = Literal["autoload", "in the handler", "behind a BaseHTTPMiddleware"]

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import json
 import resource
 import signal
 from collections.abc import AsyncIterator, Iterator
@@ -17,9 +16,9 @@ import pytest
 from asyncsess import FileStore, SessionStore, rules
 from asyncsess.ids import key_of
 from asyncsess.testing import FakeClock, until
-from asyncsess.web import login, logout
-from tests.conftest import NewStore, stored
+from tests.conftest import NewStore, keys_of, stored
 from tests.web.conftest import new_browser, status_of, visit
+from tests.web.pages import Fine, Gate, Stop, add_basics, shown
 from tests.web.sites import Site
 
 way = pytest.mark.parametrize("way", ["open", "get", "edit"])
@@ -28,62 +27,6 @@ way = pytest.mark.parametrize("way", ["open", "get", "edit"])
 @pytest.fixture
 async def store(new_store: NewStore) -> SessionStore:
     return new_store()
-
-
-class Gate:
-    """Where requests meet, so that they are under way at the same time."""
-
-    def __init__(self, number: int = 1) -> None:
-        self._number = number
-        self.waiting = 0
-        self._opens = asyncio.Event()
-
-    async def pass_(self) -> None:
-        self.waiting += 1
-        if self.waiting >= self._number:
-            self._opens.set()
-        await asyncio.wait_for(self._opens.wait(), 10)
-
-
-class Stop:
-    """Where a slow request waits for the test."""
-
-    def __init__(self) -> None:
-        self.reached, self.may_go = asyncio.Event(), asyncio.Event()
-
-    async def here(self) -> None:
-        self.reached.set()
-        await asyncio.wait_for(self.may_go.wait(), 10)
-
-
-def add_basics(site: Site) -> None:
-    """Add pages that show, begin, and end a session."""
-
-    async def show(request: Any) -> str:
-        async with site.web.open_session(request, readonly=True) as session:
-            return json.dumps(dict(session))
-
-    async def put(request: Any) -> str:
-        async with site.web.open_session(request) as session:
-            session[site.query(request, "key")] = site.query(request, "value")
-        return session.id
-
-    async def log_in(request: Any) -> str:
-        async with site.web.open_session(request) as session:
-            await login(session, site.query(request, "owner"))
-        return session.id
-
-    async def log_out(request: Any) -> str:
-        async with site.web.open_session(request) as session:
-            await logout(session)
-        return "bye"
-
-    for path, handle in (("/show", show), ("/put", put), ("/login", log_in), ("/logout", log_out)):
-        site.add(path, handle)
-
-
-async def shown(browser: aiohttp.ClientSession, url: str) -> dict[str, Any]:
-    return json.loads(await visit(browser, url + "/show"))
 
 
 @way
@@ -102,7 +45,7 @@ async def test_two_concurrent_appends_are_both_kept(
                 session = await site.web.get_session(request)
                 await gate.pass_()
                 session.setdefault("list", []).append(item)
-                return _Fine()
+                return Fine()
 
             await run(request)
         elif way == "edit":
@@ -120,10 +63,6 @@ async def test_two_concurrent_appends_are_both_kept(
         await visit(browser, url + "/put?key=n&value=0")
         await asyncio.gather(*(visit(browser, f"{url}/append?item={item}") for item in "ab"))
         assert sorted((await shown(browser, url))["list"]) == ["a", "b"]
-
-
-class _Fine:
-    status = status_code = 200
 
 
 @way
@@ -199,7 +138,7 @@ async def test_an_id_that_somebody_planted_is_not_adopted(site: Site, store: Ses
     async with site.serve(store) as url, new_browser(cookies={"session": planted}) as victim:
         session_id = await visit(victim, url + page)
         assert session_id != planted
-        assert [key async for key in store.keys()] == [key_of(session_id)]  # noqa: SIM118 - no mapping
+        assert await keys_of(store) == [key_of(session_id)]
         async with new_browser(cookies={"session": planted}) as attacker:
             assert await shown(attacker, url) == {}
 

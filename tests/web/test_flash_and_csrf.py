@@ -12,13 +12,13 @@ from starlette.requests import Request
 from starlette.responses import PlainTextResponse
 from starlette.routing import Route
 
-from asyncsess import DeadlockError, SessionStore
+from asyncsess import SessionStore
 from asyncsess.web import aiohttp as for_aiohttp
 from asyncsess.web import asgi, login
-from tests.conftest import NewStore
+from tests.conftest import NewStore, keys_of
 from tests.web.conftest import new_browser, visit
+from tests.web.pages import add_basics, shown
 from tests.web.sites import PLAIN, AiohttpSite, Site, by_uvicorn
-from tests.web.test_failures_of_others import add_basics, shown
 
 
 @pytest.fixture
@@ -49,7 +49,7 @@ async def test_a_message_is_seen_once_on_the_next_page(
     add_messages(site)
     async with site.serve(store) as url:
         assert await visit(browser, url + "/see") == ""
-        assert [key async for key in store.keys()] == []  # noqa: SIM118 - no mapping
+        assert await keys_of(store) == []
         await visit(browser, url + "/leave?text=saved")
         assert await visit(browser, url + "/see") == "info: saved|warning: look out"
         assert await visit(browser, url + "/see") == ""
@@ -77,20 +77,56 @@ async def test_a_page_without_messages_waits_for_nobody(
             assert await visit(browser, url + "/see") == ""
 
 
-async def test_a_message_in_a_block_that_has_the_session_says_what_to_do(
-    site: Site, store: SessionStore, browser: aiohttp.ClientSession
+@pytest.mark.parametrize("is_new", [False, True], ids=["known", "new"])
+@pytest.mark.parametrize("way", ["open", "edit", "get"])
+async def test_a_message_in_a_block_that_has_the_session_is_committed_with_it(
+    site: Site, store: SessionStore, browser: aiohttp.ClientSession, way: str, is_new: bool
 ) -> None:
     async def leave(request: Any) -> str:
-        async with site.web.open_session(request):
-            with pytest.raises(DeadlockError, match="this task holds the session already"):
-                await site.web.flash(request, "saved")
-        return "refused"
+        if way == "get":
+            (await site.web.get_session(request))["n"] = "2"
+            await site.web.flash(request, "saved")
+            return await site.web.csrf_token(request)
+        opens = site.web.open_session if way == "open" else site.web.edit_session
+        async with opens(request) as session:
+            session["n"] = "2"
+            await site.web.flash(request, "saved")
+            return await site.web.csrf_token(request)
+
+    async def token(request: Any) -> str:
+        return await site.web.csrf_token(request)
 
     add_basics(site)
-    site.add("/leave", leave)
+    add_messages(site)
+    site.add("/both", leave)
+    site.add("/token", token)
+    async with site.serve(store) as url:
+        if not is_new:
+            await visit(browser, url + "/put?key=n&value=1")
+        given = await visit(browser, url + "/both")
+        assert await visit(browser, url + "/see") == "info: saved"
+        assert await visit(browser, url + "/token") == given
+        assert (await shown(browser, url))["n"] == "2"
+        assert len(await keys_of(store)) == 1
+
+
+async def test_a_message_in_a_block_that_fails_is_not_left(
+    site: Site, store: SessionStore, browser: aiohttp.ClientSession
+) -> None:
+    async def leave(request: Any) -> tuple[int, str]:
+        with pytest.raises(ZeroDivisionError):
+            async with site.web.open_session(request):
+                await site.web.flash(request, "saved")
+                raise ZeroDivisionError
+        return 200, "failed"
+
+    add_basics(site)
+    add_messages(site)
+    site.add("/leave_then_fail", leave)
     async with site.serve(store) as url:
         await visit(browser, url + "/put?key=n&value=1")
-        assert await visit(browser, url + "/leave") == "refused"
+        assert await visit(browser, url + "/leave_then_fail") == "failed"
+        assert await visit(browser, url + "/see") == ""
 
 
 # Tokens. The forms of a site in each framework.
@@ -214,3 +250,16 @@ async def test_many_first_pages_at_once_agree_on_one_token(guarded: Guarded) -> 
     await visit(guarded.browser, guarded.url + "/login")
     tokens = await asyncio.gather(*(guarded.token() for _ in range(8)))
     assert len(set(tokens)) == 1
+
+
+async def test_a_form_of_too_many_fields_is_not_searched(store: SessionStore, browser: aiohttp.ClientSession) -> None:
+    async def endpoint(request: Request) -> PlainTextResponse:
+        return PlainTextResponse(await asgi.csrf_token(request))
+
+    app = Starlette(routes=[Route("/", endpoint, methods=["GET", "POST"])])
+    async with by_uvicorn(asgi.SessionMiddleware(asgi.CSRFMiddleware(app), store, PLAIN)) as url:
+        token = await visit(browser, url)
+        for fields, status in ((900, 200), (1000, 403)):
+            form = {f"f{number}": "x" for number in range(fields)} | {"csrf_token": token}
+            async with browser.post(url, data=form) as response:
+                assert response.status == status

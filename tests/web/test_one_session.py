@@ -15,24 +15,20 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, PlainTextResponse, RedirectResponse
 from starlette.routing import Route
 
-from asyncsess import LockTimeoutError, Session, SessionClosedError, SessionStore, increment, put
+from asyncsess import LockTimeoutError, Session, SessionClosedError, SessionStore, put
 from asyncsess.ids import key_of
 from asyncsess.testing import FakeClock
-from asyncsess.web import CookiePolicy, asgi, login, logout
+from asyncsess.web import asgi, login, logout
 from asyncsess.web.fastapi import exclusive_session
-from tests.conftest import NewStore, stored
+from tests.conftest import NewStore, keys_of, stored
 from tests.web.conftest import new_browser, status_of, visit
+from tests.web.pages import Stop, add_basics, shown
 from tests.web.sites import PLAIN, AiohttpSite, Site, by_uvicorn
-from tests.web.test_failures_of_others import Stop, add_basics, shown
 
 
 @pytest.fixture
 async def store(new_store: NewStore) -> SessionStore:
     return new_store()
-
-
-async def keys(store: SessionStore) -> list[str]:
-    return [key async for key in store.keys()]  # noqa: SIM118 - no mapping
 
 
 # The browser is told.
@@ -60,7 +56,7 @@ async def test_a_session_that_the_handler_itself_commits_is_found_again(
     async with site.serve(store) as url:
         assert await status_of(browser, url + "/handle") == status
         assert await shown(browser, url) == {"n": 1}
-        assert len(await keys(store)) == 1
+        assert len(await keys_of(store)) == 1
 
 
 async def test_a_logout_of_the_whole_requests_session_deletes_its_cookie(
@@ -176,7 +172,7 @@ async def test_a_message_before_a_login_of_a_new_visitor_is_in_the_same_session(
     site.add("/see", see)
     async with site.serve(store) as url:
         await visit(browser, url + "/handle")
-        assert len(await keys(store)) == 1
+        assert len(await keys_of(store)) == 1
         assert await visit(browser, url + "/see") == "welcome"
 
 
@@ -341,25 +337,6 @@ async def test_a_stream_that_can_not_be_stored_is_a_clean_error(
     caplog.clear()
 
 
-async def test_a_conflict_in_one_of_two_sessions_of_a_stream_is_answered(
-    site: Site, store: SessionStore, browser: aiohttp.ClientSession
-) -> None:
-    async def chunks(request: Any) -> AsyncIterator[str]:
-        (await site.web.get_session(request, cookie="a"))["n"] = 1
-        other = await site.web.get_session(request, cookie="b")
-        await store.apply(other.id, put("n", "theirs"))
-        other["n"] = "ours"
-        yield "one"
-
-    site.add_stream("/stream", chunks)
-    cookies = CookiePolicy("a", secure=False), CookiePolicy("b", secure=False)
-    async with site.serve(store, *cookies) as url:
-        session_id = await store.create({"n": 0})
-        async with new_browser(cookies={"b": session_id}) as visitor:
-            assert await status_of(visitor, url + "/stream") == 409
-        assert await stored(store, session_id) == {"n": "theirs"}
-
-
 async def test_an_error_answer_that_the_handler_makes_itself_is_left_alone(
     site: Site, store: SessionStore, browser: aiohttp.ClientSession
 ) -> None:
@@ -378,51 +355,7 @@ async def test_an_error_answer_that_the_handler_makes_itself_is_left_alone(
             assert (response.status, await response.text()) == (500, "my own words")
 
 
-async def test_a_retried_handler_may_raise_its_redirect(
-    site: Site, store: SessionStore, browser: aiohttp.ClientSession
-) -> None:
-    runs = 0
-
-    @site.web.retry_on_conflict
-    async def handle(request: Any) -> Any:
-        nonlocal runs
-        runs += 1
-        session = await site.web.get_session(request)
-        if runs == 1:
-            await store.apply(session.id, put("n", "theirs"))
-        session["n"] = "ours"
-        raise site.abort(302)
-
-    add_basics(site)
-    site.add("/handle", handle)
-    async with site.serve(store) as url:
-        await visit(browser, url + "/put?key=n&value=1")
-        assert await status_of(browser, url + "/handle") == 302
-        assert (runs, await shown(browser, url)) == (2, {"n": "ours"})
-
-
 # ASGI.
-
-
-async def test_a_retried_endpoint_may_use_the_session_in_the_scope(
-    store: SessionStore, browser: aiohttp.ClientSession
-) -> None:
-    runs = 0
-
-    @asgi.retry_on_conflict
-    async def endpoint(request: Request) -> PlainTextResponse:
-        nonlocal runs
-        runs += 1
-        if runs < 3:
-            await store.apply(request.session.id, increment("n", 10))
-        request.session["n"] += 1
-        return PlainTextResponse("done")
-
-    async with by_uvicorn(asgi.SessionMiddleware(Starlette(routes=[Route("/", endpoint)]), store, PLAIN)) as url:
-        session_id = await store.create({"n": 0})
-        async with new_browser(cookies={"session": session_id}) as visitor:
-            assert await visit(visitor, url) == "done"
-        assert (runs, await stored(store, session_id)) == (3, {"n": 21})
 
 
 @pytest.mark.parametrize("is_wrapped", [False, True])
@@ -451,18 +384,6 @@ async def test_a_dependency_and_the_session_in_the_scope_are_both_stored(
         assert await stored(store, session_id) == {"n": 0, "a": 1, "b": 2}
 
 
-async def test_middlewares_that_would_mix_their_sessions_up_are_refused(store: SessionStore) -> None:
-    async def app(scope: Any, receive: Any, send: Any) -> None:
-        raise AssertionError
-
-    for cookies, reason in ((("a", "a"), "with a cookie 'a'"), (("a", "b"), r"a session in scope\['session'\]")):
-        wrapped: Any = app
-        for name in cookies:
-            wrapped = asgi.SessionMiddleware(wrapped, store, CookiePolicy(name, secure=False))
-        with pytest.raises(RuntimeError, match=reason):
-            await wrapped({"type": "http", "headers": []}, None, None)
-
-
 async def test_what_an_application_would_answer_to_an_exception_is_sent_if_it_is_none_of_the_sessions(
     store: SessionStore, browser: aiohttp.ClientSession
 ) -> None:
@@ -484,7 +405,7 @@ async def test_a_redirect_of_starlette_commits(store: SessionStore, browser: aio
 
     async with by_uvicorn(asgi.SessionMiddleware(Starlette(routes=[Route("/", handle)]), store, PLAIN)) as url:
         await visit(browser, url)
-        assert len(await keys(store)) == 1
+        assert len(await keys_of(store)) == 1
 
 
 @pytest.mark.parametrize(

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import json
 import logging
 from collections.abc import AsyncIterator
 from pathlib import Path
@@ -25,10 +24,10 @@ from asyncsess import (
 )
 from asyncsess.testing import FakeClock, until
 from asyncsess.web import Answer, CookiePolicy, answer_to
-from tests.conftest import NewStore, stored
+from tests.conftest import NewStore, keys_of
 from tests.web.conftest import new_browser, status_of, visit
+from tests.web.pages import Stop, add_basics, shown
 from tests.web.sites import Site
-from tests.web.test_failures_of_others import Stop, add_basics, shown
 
 
 @pytest.fixture
@@ -147,7 +146,7 @@ async def test_all_that_a_new_visitor_does_in_one_request_is_one_session(
             async with new_browser() as visitor:
                 await visit(visitor, f"{url}/handle?first={first}")
                 assert await shown(visitor, url) == {"a": 1, "b": 2, "c": 3, "d": 4, "e": 5}
-        assert len([key async for key in store.keys()]) == 2  # noqa: SIM118 - no mapping
+        assert len(await keys_of(store)) == 2
 
 
 async def test_two_new_sessions_at_once_in_one_request_are_refused(
@@ -280,45 +279,6 @@ async def test_a_request_whose_session_ends_while_it_waits_is_told_and_no_new_vi
         assert await shown(browser, url) == {"n": "3"}
 
 
-@pytest.mark.parametrize("times", [2, 5])
-async def test_a_handler_that_is_retried_meets_no_conflict_in_the_end(
-    site: Site, store: SessionStore, browser: aiohttp.ClientSession, times: int
-) -> None:
-    runs = 0
-
-    @site.web.retry_on_conflict(times=times)
-    async def handle(request: Any) -> Any:
-        nonlocal runs
-        runs += 1
-        session = await site.web.get_session(request)
-        if runs < times:
-            await store.apply(session.id, increment("n", 10))
-        session["n"] += 1
-        return _Fine()
-
-    async def outer(request: Any) -> str:
-        await handle(request)
-        return "done"
-
-    site.add("/handle", outer)
-    async with site.serve(store) as url:
-        session_id = await store.create({"n": 0})
-        async with new_browser(cookies={"session": session_id}) as visitor:
-            assert await visit(visitor, url + "/handle") == "done"
-    async with store:
-        assert (runs, await stored(store, session_id)) == (times, {"n": 10 * (times - 1) + 1})
-
-
-class _Fine:
-    status = status_code = 200
-
-
-@pytest.mark.parametrize("times", [0, -1])
-def test_a_handler_runs_once_at_least(site: Site, times: int) -> None:
-    with pytest.raises(ValueError, match="times must be 1 or more"):
-        site.web.retry_on_conflict(times=times)
-
-
 # The headers.
 
 
@@ -405,35 +365,6 @@ async def test_a_persistent_cookie_ends_with_the_session(
         clock.advance(400)
         async with browser.get(url + "/login?owner=ada") as response:
             assert response.cookies["session"]["max-age"] == str(age if lifetime is None else 600)
-
-
-async def test_several_cookies_are_several_sessions(
-    site: Site, store: SessionStore, browser: aiohttp.ClientSession
-) -> None:
-    async def put_both(request: Any) -> str:
-        async with site.web.open_session(request) as session, site.web.open_session(request, cookie="b") as other:
-            session["n"], other["n"] = 1, 2
-        (await site.web.get_session(request, cookie="b"))["m"] = 3
-        return "put"
-
-    async def show_both(request: Any) -> str:
-        async with site.web.open_session(request, readonly=True, cookie="a") as session:
-            return json.dumps([dict(session), dict(await site.web.get_session(request, cookie="b"))])
-
-    async def miss(request: Any) -> str:
-        with pytest.raises(RuntimeError, match="no sessions were set up with a cookie 'c'; there are a, b"):
-            site.web.open_session(request, cookie="c")
-        return "missed"
-
-    for path, handle in (("/put", put_both), ("/show", show_both), ("/miss", miss)):
-        site.add(path, handle)
-    cookies = CookiePolicy("a", secure=False), CookiePolicy("b", secure=False)
-    async with site.serve(store, *cookies) as url:
-        async with browser.get(url + "/put") as response:
-            assert response.cookies.keys() == {"a", "b"}
-            assert response.headers["Vary"] == "Cookie, Cookie"
-        assert json.loads(await visit(browser, url + "/show")) == [{"n": 1}, {"n": 2, "m": 3}]
-        assert await visit(browser, url + "/miss") == "missed"
 
 
 @pytest.mark.parametrize(
@@ -562,7 +493,7 @@ async def test_a_websocket_can_not_begin_a_session_once_it_is_accepted(
     async with site.serve(store) as url, browser.ws_connect(url + "/talk") as socket:
         await socket.send_str("hello")
         assert "begin it before the response" in await socket.receive_str(timeout=10)
-        assert [key async for key in store.keys()] == []  # noqa: SIM118 - no mapping
+        assert await keys_of(store) == []
 
 
 async def test_a_websocket_begins_a_session_before_it_is_accepted(
@@ -675,15 +606,6 @@ async def test_whatever_a_cookie_says_nothing_is_looked_up_but_ids(
                 assert (response.status, await response.text()) == (200, "{}")
     assert read == []
     assert [path for path in directory.rglob("*") if path.is_file()] == []
-
-
-async def test_several_cookies_in_one_header_are_told_apart(site: Site, store: SessionStore) -> None:
-    add_basics(site)
-    async with site.serve(store) as url, aiohttp.ClientSession(cookie_jar=aiohttp.DummyCookieJar()) as client:
-        session_id = await store.create({"n": 1})
-        for header in (f"session={session_id}", f"a=b; session={session_id}; xsession=no", f"session={session_id};c=d"):
-            async with client.get(url + "/show", headers={"Cookie": header}) as response:
-                assert await response.json(content_type=None) == {"n": 1}
 
 
 async def test_a_session_that_a_visitor_fills_is_answered_by_413(
