@@ -15,7 +15,7 @@ from starlette.requests import Request
 from starlette.responses import PlainTextResponse
 from starlette.routing import Route
 
-from asyncsess import SessionStore, put
+from asyncsess import Session, SessionClosedError, SessionStore, put
 from asyncsess.web import CookiePolicy, asgi
 from tests.conftest import NewStore, stored
 from tests.web.conftest import new_browser, status_of, visit
@@ -130,10 +130,13 @@ async def test_a_conflict_in_one_of_two_sessions_does_not_hide_that_the_other_ha
 
 
 async def test_a_handler_that_fails_leaves_neither_of_two_locked(site: Site, store: SessionStore) -> None:
+    sessions: list[Session] = []  # which are alive for longer than the request
+
     @site.web.retry_on_conflict(times=1)  # so that both are locked
     async def handle(request: Any) -> str:
         for name in "ab":
-            (await site.web.get_session(request, cookie=name))["n"] = "ours"
+            sessions.append(await site.web.get_session(request, cookie=name))
+            sessions[-1]["n"] = "ours"
         raise ZeroDivisionError
 
     site.add("/handle", handle)
@@ -143,6 +146,9 @@ async def test_a_handler_that_fails_leaves_neither_of_two_locked(site: Site, sto
         for session_id in cookies.values():
             async with store.open(session_id, timeout=0) as session:
                 assert session == {"n": 0}
+        for session in sessions:
+            with pytest.raises(SessionClosedError):
+                session["n"]
 
 
 async def test_a_handler_that_waits_for_itself_is_mistaken(site: Site, store: SessionStore) -> None:
