@@ -133,7 +133,7 @@ class Acquisition(ABC):
     async def _acquire(self, patience: Patience) -> None:
         """Lock the file that the name leads to, and look at what is in it."""
         while True:
-            outcome = await self._look(self._open)
+            outcome = await self._files.io.run(self._open)
             if outcome in (Outcome.BUSY, Outcome.OTHERS_WAIT):
                 outcome = await self._wait(patience, outcome)
             if outcome in (Outcome.LATE, Outcome.UNSURE):
@@ -148,14 +148,11 @@ class Acquisition(ABC):
         assert self._file is not None
         return await wait_for(
             self._file,
-            lambda: self._look(self._try_again),
+            lambda: self._files.io.run(self._try_again),
             files=self._files,
             patience=patience,
             is_polite=outcome is Outcome.OTHERS_WAIT,
         )
-
-    async def _look(self, step: Callable[[], Outcome]) -> Outcome:
-        return await self._files.io.run(step)
 
     def _open(self) -> Outcome:
         try:
@@ -240,7 +237,8 @@ class Acquisition(ABC):
             return
         self._files.holders.discard(self)
         try:
-            self._give_up()
+            if self._file is not None:
+                self._give_up()
         finally:
             turn, self._turn = self._turn, None
             self._turns.give_back(turn)

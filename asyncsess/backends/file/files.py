@@ -22,7 +22,7 @@ from asyncsess.backends.file.directory import (
     temporary_name,
 )
 from asyncsess.backends.file.io import IO
-from asyncsess.backends.file.layout import DamagedError, NewerFormatError, Snapshot
+from asyncsess.backends.file.layout import DamagedError, Snapshot
 from asyncsess.backends.file.lock import DirectoryLock, FileLock, NewFile, open_file, refuse_foreign
 from asyncsess.errors import CommitUnknownError, Holder, LockLostError, LockTimeoutError, StoreError
 
@@ -100,7 +100,7 @@ class Files:
             before = None
             for _ in range(_READS_BEFORE_LOCKING):
                 data = read_all(fd, status.st_size)
-                snapshot = decode(data, key)
+                snapshot = layout.decode_file(data, key)
                 if snapshot.is_settled or data == before:
                     return record_of(snapshot)
                 before = data
@@ -141,7 +141,7 @@ class Files:
             with closing(FileLock(name_of(key), self.directory.fd)) as file:
                 if not file.try_lock() or not file.leads_here():
                     return
-                snapshot = decode(read_all(file.fd, file.status.st_size), key)
+                snapshot = layout.decode_file(read_all(file.fd, file.status.st_size), key)
                 if isinstance(record_of(snapshot), Record) and snapshot.accessed_at < now:
                     file.touch(now)
                     os.utime(file.fd, times_of(snapshot._replace(accessed_at=now)))
@@ -315,14 +315,6 @@ def read_all(fd: int, size: int) -> bytes:
     if size > _READ_AT_ONCE:
         layout.check_size(os.pread(fd, layout.SECTOR, 0), size)
     return os.pread(fd, size, 0)
-
-
-def decode(data: bytes, key: str) -> Snapshot:
-    """Decode a file's bytes; a newer format is not damage, and is left alone."""
-    try:
-        return layout.decode_file(data, key)
-    except NewerFormatError as error:
-        raise StoreError(f"a newer asyncsess wrote this session: {error}; upgrade asyncsess here") from error
 
 
 def record_of(snapshot: Snapshot) -> Found:

@@ -25,7 +25,7 @@ from datetime import UTC, datetime
 from typing import Final, NamedTuple
 from zlib import crc32
 
-from asyncsess.errors import Holder
+from asyncsess.errors import Holder, StoreError
 
 SECTOR: Final = 512
 TOUCHED_AT: Final = 32
@@ -52,10 +52,6 @@ _SHRINK: Final = 4
 
 class DamagedError(ValueError):
     """These bytes are not a session file, or not this session's."""
-
-
-class NewerFormatError(ValueError):
-    """A newer asyncsess wrote this file."""
 
 
 class Snapshot(NamedTuple):
@@ -139,7 +135,7 @@ def decode_file(data: bytes, key: str) -> Snapshot:
 
     Raises:
         DamagedError: The bytes are damaged, or belong to another key.
-        NewerFormatError: They are of a newer format.
+        StoreError: They are of a newer format, which is left alone.
     """
     slot_size, created_at = check_size(data, len(data))
     if not slot_size:
@@ -167,7 +163,7 @@ def check_size(header: bytes, size: int) -> tuple[int, float]:
 
     Raises:
         DamagedError: It can't, or the header is damaged.
-        NewerFormatError: It is of a newer format.
+        StoreError: It is of a newer format.
     """
     slot_size, created_at = _decode_header(header)
     if size != file_size(slot_size):
@@ -182,7 +178,10 @@ def _decode_header(header: bytes) -> tuple[int, float]:
     if magic == _MAGIC and version == _FORMAT and crc32(header[:28]) == header_sum:
         return slot_size, created_at
     if magic == _MAGIC and version > _FORMAT and crc32(header[:12]) == start_sum:
-        raise NewerFormatError(f"it has format {version}, and this asyncsess reads up to {_FORMAT}")
+        raise StoreError(
+            f"a newer asyncsess wrote this session: it has format {version}, and this one reads up to {_FORMAT}; "
+            "upgrade asyncsess here"
+        )
     raise DamagedError("its header is damaged")
 
 

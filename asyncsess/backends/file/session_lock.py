@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable
 from typing import Final
 
 from asyncsess.backends.base import Record
 from asyncsess.backends.file import layout
 from asyncsess.backends.file.acquisition import Acquisition
 from asyncsess.backends.file.directory import name_of
-from asyncsess.backends.file.files import Files, decode, read_all, times_of
+from asyncsess.backends.file.files import Files, read_all, times_of
 from asyncsess.backends.file.layout import Claim, DamagedError, Snapshot
 from asyncsess.backends.file.lock import FileLock, NewFile
 from asyncsess.backends.file.waiting import Outcome, Patience
@@ -51,14 +50,11 @@ class SessionLock(Acquisition):
         self._is_doubtful = False
 
     async def _acquire(self, patience: Patience) -> None:
-        if self._first is None:
-            await super()._acquire(patience)
-        else:
+        if self._first is not None:
             await self._store_anew(self._first)
-
-    async def _look(self, step: Callable[[], Outcome]) -> Outcome:
+            return
         try:
-            return await self._files.io.run(step)
+            await super()._acquire(patience)
         except DamagedError as error:
             file, damage = self._opened(), error
             path = await self._alone(lambda: self._files.quarantine(file, self._key, damage))
@@ -67,7 +63,7 @@ class SessionLock(Acquisition):
     def _inspect(self, file: FileLock) -> Claim | None:
         data = read_all(file.fd, file.status.st_size)
         try:
-            self._snapshot = decode(data, self._key)
+            self._snapshot = layout.decode_file(data, self._key)
         except DamagedError:
             if file.leads_here():
                 raise
@@ -84,7 +80,7 @@ class SessionLock(Acquisition):
         data = read_all(late.fd, late.status.st_size)
         who, claim = layout.decode_holder(data[layout.MARK_AT :]), layout.decode_claim(data, layout.MARK_AT)
         try:
-            snapshot = decode(data, self._key)
+            snapshot = layout.decode_file(data, self._key)
         except DamagedError as error:
             raise CorruptSessionError(str(error), self._files.quarantine(late, self._key, error)) from error
         lease = self._lease = self._new_lease()

@@ -17,7 +17,7 @@ from typing import Final, ParamSpec
 from asyncsess.backends.base import Record
 from asyncsess.backends.file import layout
 from asyncsess.backends.file.directory import LOCKS, SHARDS, TMP, key_of_name, list_directory, name_of
-from asyncsess.backends.file.files import Files, UnsettledError, decode, exists, read_all, record_of
+from asyncsess.backends.file.files import Files, UnsettledError, exists, read_all, record_of
 from asyncsess.backends.file.groups import Groups
 from asyncsess.backends.file.layout import DamagedError
 from asyncsess.backends.file.lock import FileLock
@@ -135,7 +135,7 @@ class Sweep:
             if not file.try_lock() or not file.leads_here():
                 return
             try:
-                snapshot = decode(read_all(file.fd, file.status.st_size), key)
+                snapshot = layout.decode_file(read_all(file.fd, file.status.st_size), key)
             except DamagedError as error:
                 self._files.quarantine(file, key, error)
                 return

@@ -10,7 +10,7 @@ import asyncio
 import math
 import os
 from collections.abc import AsyncIterator, Callable, Coroutine, Iterator
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, closing
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Final
@@ -23,6 +23,7 @@ from asyncsess.backends.file import FileBackend, layout, lease, lock, session_lo
 from asyncsess.backends.file.acquisition import Acquisition
 from asyncsess.backends.file.directory import make_directory, name_of
 from asyncsess.backends.file.files import Files, record_of
+from asyncsess.backends.file.name_lock import NameLock
 from asyncsess.backends.file.waiting import Outcome
 from tests.backends.file.exploration import LATER, Exploration, Play
 
@@ -159,6 +160,8 @@ class Names:
                 await late.check()
             except LockLostError:
                 return "lost"
+            finally:
+                noted.append("H leaves")
         return "held"
 
     def _follow(self, name: str) -> Play:
@@ -168,6 +171,8 @@ class Names:
             async with backend.hold_name(KEY, "v", timeout=PATIENCE, holder=holder(name)) as follower:
                 if "held" in noted:
                     noted.append("two at once")
+                if not follower.was_late and not {"H leaves", "followed"} & {*noted}:
+                    noted.append("nobody knew that H is late")
                 noted += ["held", "followed"]
                 await follower.check()
                 noted.remove("held")
@@ -176,11 +181,12 @@ class Names:
         return play
 
     def faults(self) -> Iterator[str]:
-        """Play every order; yield where two held at once, somebody was not told the truth, or a file was left."""
+        """Play every order; yield where two held at once, the truth was not told to somebody, or a file was left."""
         for order, said in self.exploration.outcomes():
             noted, left = self.exploration.noted, os.listdir(self._directory / "locks")
             is_betrayed = "H checks, and was followed" in noted and said["H"] != "lost"
-            if "two at once" in noted or is_betrayed or {*said.values()} - {"held", "lost"} or left:
+            is_unknown = "nobody knew that H is late" in noted
+            if "two at once" in noted or is_betrayed or is_unknown or {*said.values()} - {"held", "lost"} or left:
                 yield f"{order}: {noted}, {said}, {left}"
 
 
@@ -219,7 +225,8 @@ def without_the_note(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def without_looking_at_the_name(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(lock.FileLock, "leads_here", lambda self: True)
+    look = lock.FileLock.leads_here
+    monkeypatch.setattr(lock.FileLock, "leads_here", lambda self: look(self) or True)
 
 
 def without_looking_again(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -256,3 +263,28 @@ def test_leaving_a_step_out_would_be_noticed(
 ) -> None:
     leave_out(monkeypatch)
     assert next(stage(act, "ab").faults(), None) is not None
+
+
+async def test_nobody_comes_between_a_late_holder_of_a_variable_and_who_takes_over(
+    directory: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whoever did would not know that the late holder may be committing what it has not checked."""
+    could_lock: list[bool] = []
+    replace = NameLock._replace
+
+    def replace_and_look(self: NameLock, late: lock.FileLock) -> Outcome:
+        outcome = replace(self, late)
+        with closing(lock.FileLock(late.name, self._files.directory.fd)) as newcomer:
+            could_lock.append(newcomer.try_lock())
+        return outcome
+
+    monkeypatch.setattr(NameLock, "_replace", replace_and_look)
+    first, second = FileBackend(directory), FileBackend(directory)
+    try:
+        late = first.hold_name(KEY, "v", timeout=0, holder=holder("H"), lease=0.01)
+        async with late, second.hold_name(KEY, "v", timeout=10, holder=holder("a")) as follower:
+            assert follower.was_late
+    finally:
+        await first.aclose()
+        await second.aclose()
+    assert could_lock == [False]
