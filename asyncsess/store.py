@@ -40,6 +40,7 @@ class SessionStore(Lifecycle):
         *,
         readonly: bool = False,
         create: bool = False,
+        touch: bool = True,
         timeout: float | timedelta | None = None,
         lease: float | timedelta | None = None,
     ) -> AbstractAsyncContextManager[Session]:
@@ -53,6 +54,8 @@ class SessionStore(Lifecycle):
             readonly: Take a snapshot: no lock, no wait, no change.
             create: Start the session under this very id if there is none. For jobs and tests that name their own
                 sessions; an id that a client sent must never be adopted.
+            touch: Whether this counts as a use of the session, which begins its ``idle_timeout`` anew. Read without by
+                what no user asked for, such as a poll of a page that is left open.
             timeout: Seconds to wait for other holders, 0 to try once; the store's ``lock_timeout`` if None.
             lease: Seconds after which those who wait may take the session over from this block; the store's ``lease``
                 if None, `math.inf` for never. `Session.renew` begins it anew.
@@ -69,13 +72,15 @@ class SessionStore(Lifecycle):
         """
         self._check_open()
         if not readonly:
+            if not touch:
+                raise ValueError("touch=False is for readonly=True: whoever may change a session uses it")
             wait = self._wait(timeout)
             return ExclusiveOpening(
                 self._policy, session_id, create=create, timeout=wait, caller=_caller(), lease=limit(lease, "lease")
             )
         if session_id is None or create:
             raise ValueError("readonly=True reads a session that exists: pass its id, and not create=True")
-        return ReadonlyOpening(self._policy, session_id)
+        return ReadonlyOpening(self._policy, session_id, touch=touch)
 
     def edit(
         self, session_id: str | None, *, resolve: Resolve = None, timeout: float | timedelta | None = None

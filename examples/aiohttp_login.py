@@ -106,7 +106,7 @@ async def write_report(request: web.Request) -> web.Response:
 
 @routes.get("/status")
 async def status(request: web.Request) -> web.Response:
-    async with open_session(request, readonly=True) as session:  # waits for nobody, and nobody waits for it
+    async with open_session(request, readonly=True, touch=False) as session:  # a poll is no use of the session
         owner_of(session)
         return web.json_response({"cart": session.get("cart", []), "report": session.get("report", "none")})
 

@@ -115,9 +115,10 @@ async def write_report(
 
 
 @app.get("/status")
-async def status(session: Snapshot) -> dict[str, str | list[str]]:
-    owner_of(session)
-    return {"cart": session.get("cart", []), "report": session.get("report", "none")}
+async def status(request: Request) -> dict[str, str | list[str]]:
+    async with open_session(request, readonly=True, touch=False) as session:  # a poll is no use of the session
+        owner_of(session)
+        return {"cart": session.get("cart", []), "report": session.get("report", "none")}
 
 
 if __name__ == "__main__":

@@ -145,6 +145,22 @@ async def test_a_snapshot_records_its_use_only_once_in_a_while(new_store: NewSto
         assert not await exists(store, session_id, readonly=True)
 
 
+async def test_a_poll_is_no_use(new_store: NewStore, clock: FakeClock) -> None:
+    async with new_store(idle_timeout=100) as store:
+        session_id = await store.create({"a": 1})
+        clock.advance(90)
+        async with store.open(session_id, readonly=True, touch=False) as session:
+            assert session["a"] == 1
+            await session.refresh()
+        clock.advance(10)
+        assert not await is_alive(store, session_id)
+
+
+async def test_whoever_may_change_a_session_uses_it(store: SessionStore) -> None:
+    with pytest.raises(ValueError, match="touch=False is for readonly=True"):
+        store.open(await store.create(), touch=False)
+
+
 async def test_without_limits_a_session_outlives_everything(new_store: NewStore, clock: FakeClock) -> None:
     async with new_store(idle_timeout=None, lifetime=None) as store:
         session_id = await store.create()

@@ -125,8 +125,14 @@ class Block(ABC):
         return record
 
 
-async def load_snapshot(policy: Policy, session: Session, key: str) -> tuple[Record, str]:
+async def load_snapshot(policy: Policy, session: Session, key: str, *, touch: bool = True) -> tuple[Record, str]:
     """Make a session hold the newest version, read without waiting for anybody; return its record and its key.
+
+    Args:
+        policy: The store's.
+        session: What is to hold it.
+        key: The session's.
+        touch: Whether this counts as a use of the session.
 
     Raises:
         SessionNotFoundError: There is none, or it has expired.
@@ -141,7 +147,7 @@ async def load_snapshot(policy: Policy, session: Session, key: str) -> tuple[Rec
         raise SessionNotFoundError(NOT_FOUND)
     if session_id is not None:
         session.becomes(session.state, session_id)
-    if policy.expiry.is_touch_due(record.accessed_at, now):
+    if touch and policy.expiry.is_touch_due(record.accessed_at, now):
         try:
             await policy.backend.touch(key, now=now)
         except StoreError as error:  # a read-only disk can still be read

@@ -57,19 +57,26 @@ class AbsentOpening:
 
 
 class ReadonlyOpening(AbsentOpening):
-    """A snapshot: one committed version, read without waiting for anybody."""
+    """A snapshot: one committed version, read without waiting for anybody.
 
-    __slots__ = ("_key", "_policy")
+    Args:
+        policy: The store's.
+        session_id: Which session.
+        touch: Whether this counts as a use of the session.
+    """
 
-    def __init__(self, policy: Policy, session_id: str) -> None:
+    __slots__ = ("_key", "_policy", "_touch")
+
+    def __init__(self, policy: Policy, session_id: str, *, touch: bool) -> None:
         self._policy = policy
         self._key = key_of(session_id)
+        self._touch = touch
         super().__init__(session_id, policy.codec)
 
     async def __aenter__(self) -> Session:
-        _, self._key = await load_snapshot(self._policy, self._session, self._key)
+        _, self._key = await load_snapshot(self._policy, self._session, self._key, touch=self._touch)
         self._policy.observer.note_opened("readonly")
         return self._session
 
     async def refresh(self) -> None:
-        _, self._key = await load_snapshot(self._policy, self._session, self._key)
+        _, self._key = await load_snapshot(self._policy, self._session, self._key, touch=self._touch)

@@ -71,7 +71,8 @@ class SessionMiddleware:
     """Give an application sessions. Its store is entered and closed by the lifespan protocol.
 
     ``scope["session"]``, which is ``request.session`` in Starlette, FastAPI and Litestar, is an `edit` of the whole
-    request's session: committed before the headers leave; what is changed from then on raises.
+    request's session: committed before the headers leave; what is changed from then on raises. That of a WebSocket is
+    as it was on connecting: open it by `open_session` for each message.
 
     Without the lifespan protocol, the store is opened by the first request, and nobody deletes what has expired: run
     `SessionStore.delete_expired` from time to time.

@@ -4,8 +4,9 @@
     async def add(item: str, session: Annotated[Session, Depends(exclusive_session)]):
         session.setdefault("cart", []).append(item)
 
-Each is committed before the headers of the answer leave. For what a dependency can't say, such as a timeout, take the
-request and use the functions of `asyncsess.web.asgi`.
+Each is committed before the headers of the answer leave, whether FastAPI leaves the dependency after that, as by
+default, or before, with ``scope="function"``. For what a dependency can't say, such as a timeout, take the request and
+use the functions of `asyncsess.web.asgi`.
 """
 
 from __future__ import annotations

@@ -29,6 +29,7 @@ def open_session(
     request: Any,
     *,
     readonly: bool = False,
+    touch: bool = True,
     timeout: Timeout = None,
     lease: Timeout = None,
     cookie: str | None = None,
@@ -41,6 +42,7 @@ def open_session(
     Args:
         request: A request or a WebSocket.
         readonly: Take a snapshot: no lock, no wait, no change.
+        touch: Whether that counts as a use of the session; not for a poll of a page that is left open.
         timeout: Seconds to wait for other holders; the store's ``lock_timeout`` if None.
         lease: Seconds after which those who wait may take the session over; the store's if None.
         cookie: The name of the cookie, where an application has several; the first that was set up if None.
@@ -50,7 +52,7 @@ def open_session(
         SessionClosedError: On entering: a new session would begin, and the headers have left.
         LockTimeoutError and others: As `SessionStore.open`.
     """
-    return visit_of(request, cookie).open(readonly=readonly, timeout=timeout, lease=lease)
+    return visit_of(request, cookie).open(readonly=readonly, touch=touch, timeout=timeout, lease=lease)
 
 
 def edit_session(

@@ -53,13 +53,19 @@ class Visit:
 
     # The ways to open the session.
 
-    def open(self, *, readonly: bool = False, timeout: Timeout = None, lease: Timeout = None) -> Block:
+    def open(
+        self, *, readonly: bool = False, touch: bool = True, timeout: Timeout = None, lease: Timeout = None
+    ) -> Block:
         """Open the visitor's session, or a new one, as `SessionStore.open`; read-only, a missing one is empty."""
         store = self.settings.store
         if readonly:
-            return Block(
-                self, lambda session_id: store.open(session_id, readonly=True), AbsentOpening, is_readonly=True
-            )
+
+            def read(session_id: str) -> Opening:
+                return store.open(session_id, readonly=True, touch=touch)
+
+            return Block(self, read, AbsentOpening, is_readonly=True)
+        if not touch:
+            raise ValueError("touch=False is for readonly=True: whoever may change a session uses it")
         return Block(self, lambda session_id: store.open(session_id, timeout=timeout, lease=lease), store.open)
 
     def edit(self, *, resolve: Resolve = None, timeout: Timeout = None) -> Block:

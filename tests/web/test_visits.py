@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import logging
 from collections.abc import AsyncIterator
 from pathlib import Path
@@ -277,6 +278,24 @@ async def test_a_request_whose_session_ends_while_it_waits_is_told_and_no_new_vi
         clock.advance(1)
         assert await visit(browser, url + "/put?key=n&value=3") != session_id
         assert await shown(browser, url) == {"n": "3"}
+
+
+async def test_a_poll_does_not_keep_a_session_alive(
+    site: Site, new_store: NewStore, browser: aiohttp.ClientSession, clock: FakeClock
+) -> None:
+    async def poll(request: Any) -> str:
+        with pytest.raises(ValueError, match="touch=False is for readonly=True"):
+            site.web.open_session(request, touch=False)
+        async with site.web.open_session(request, readonly=True, touch=False) as session:
+            return json.dumps(dict(session))
+
+    add_basics(site)
+    site.add("/poll", poll)
+    async with site.serve(new_store(idle_timeout=100)) as url:
+        await visit(browser, url + "/put?key=n&value=1")
+        for seconds, values in ((60, {"n": "1"}), (60, {})):
+            clock.advance(seconds)
+            assert json.loads(await visit(browser, url + "/poll")) == values
 
 
 # The headers.
