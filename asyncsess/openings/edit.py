@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import math
 import random
 from collections.abc import AsyncIterator, Awaitable, Callable, Collection
 from contextlib import AbstractAsyncContextManager, suppress
@@ -17,7 +18,7 @@ from asyncsess.ids import key_of, new_session_id
 from asyncsess.keeper import State
 from asyncsess.merge import merge
 from asyncsess.openings import owned
-from asyncsess.openings.base import NOT_FOUND, Block, Caller, commit, holder_at, lock
+from asyncsess.openings.base import NOT_FOUND, Block, Caller, commit, holder_at, lock, note_use
 from asyncsess.openings.exclusive import ExclusiveOpening
 from asyncsess.policy import Policy
 from asyncsess.rules import Resolve
@@ -35,10 +36,11 @@ class EditOpening(Block):
         session_id: None for a new session under a fresh id.
         resolve: What settles conflicts.
         timeout: Seconds to wait for the lock, at each commit.
+        touch: Whether loading counts as a use of the session.
         mode: What it is opened for, to be counted.
     """
 
-    __slots__ = ("_created_at", "_is_fresh", "_mode", "_resolve")
+    __slots__ = ("_accessed_at", "_created_at", "_is_fresh", "_mode", "_resolve", "_touch")
 
     def __init__(
         self,
@@ -48,6 +50,7 @@ class EditOpening(Block):
         resolve: Resolve,
         timeout: float,
         caller: Caller,
+        touch: bool = True,
         mode: Mode = "edit",
     ) -> None:
         self._is_fresh = session_id is None
@@ -56,6 +59,8 @@ class EditOpening(Block):
         self._session = Session(self, session_id, State.OPTIMISTIC, policy.codec)
         self._resolve = resolve
         self._created_at: float | None = None
+        self._accessed_at = math.inf
+        self._touch = touch
         self._mode: Mode = mode
 
     async def __aenter__(self) -> Session:
@@ -134,8 +139,13 @@ class EditOpening(Block):
             self._is_fresh, self._created_at = False, None
         self._move(session_id, key_of(session_id))
 
+    async def note_use(self) -> None:
+        """Count what was loaded as used after all."""
+        await note_use(self._policy, self._key, self._accessed_at, self._policy.clock())
+
     async def _load(self) -> None:
-        self._created_at = (await self._load_snapshot()).created_at
+        record = await self._load_snapshot(touch=self._touch)
+        self._created_at, self._accessed_at = record.created_at, record.accessed_at
 
     def _exclusive(self) -> ExclusiveOpening:
         return ExclusiveOpening(self._policy, self._session.id, timeout=self._timeout, caller=self._caller)

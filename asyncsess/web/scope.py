@@ -26,8 +26,7 @@ class ScopeSession(MutableMapping[str, Any]):
     @property
     def session(self) -> Session:
         """The session itself, for `asyncsess.web.login`; now it is accessed."""
-        self._visit.is_accessed = True
-        return self._visit.loaded
+        return self._visit.use()
 
     def __getitem__(self, key: str) -> Any:
         return self.session[key]

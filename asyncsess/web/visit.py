@@ -44,7 +44,7 @@ class Visit:
         self._began = settings.store.clock()
         self._blocks: list[Block] = []
         self._main: Block | None = None
-        self._has_left = self._has_ended = False
+        self._is_used = self._has_left = self._has_ended = False
         self._late: SessionNotFoundError | None = None
         self.failure: SessionError | None = None
         self._loading = asyncio.Lock()
@@ -68,11 +68,11 @@ class Visit:
             raise ValueError("touch=False is for readonly=True: whoever may change a session uses it")
         return Block(self, lambda session_id: store.open(session_id, timeout=timeout, lease=lease), store.open)
 
-    def edit(self, *, resolve: Resolve = None, timeout: Timeout = None) -> Block:
+    def edit(self, *, resolve: Resolve = None, touch: bool = True, timeout: Timeout = None) -> Block:
         """Edit the visitor's session, or a new one, as `SessionStore.edit`."""
 
         def edit(session_id: str | None = None) -> Opening:
-            return self.settings.store.edit(session_id, resolve=resolve, timeout=timeout)
+            return self.settings.store.edit(session_id, resolve=resolve, touch=touch, timeout=timeout)
 
         return Block(self, edit, edit)
 
@@ -92,11 +92,14 @@ class Visit:
 
     async def session(self) -> Session:
         """Return the session of the whole request: the same each time, committed before the headers leave."""
-        self.is_accessed = True
+        self.is_accessed = self._is_used = True
         return await self.load()
 
-    async def load(self) -> Session:
+    async def load(self, *, touch: bool = True) -> Session:
         """Return the session of the whole request, without noting that it is accessed.
+
+        Args:
+            touch: Whether this counts as a use of the session already.
 
         Raises:
             SessionClosedError: The headers have left, or the request has ended.
@@ -104,7 +107,7 @@ class Visit:
         async with self._loading:  # else two at once would have two of it
             if self._main is None:
                 self._check_whole()
-                block = self.open() if self.is_locking else self.edit()
+                block = self.open() if self.is_locking else self.edit(touch=touch)
                 await block.enter(is_late_fine=True)
                 self._main = block
             return self._main.session
@@ -112,7 +115,7 @@ class Visit:
     async def try_load(self) -> None:
         """Load the session of the whole request beforehand, for those who can't wait for it when they ask for it."""
         try:
-            await self.load()
+            await self.load(touch=False)
         except SessionError as error:
             self.failure = error
 
@@ -127,6 +130,11 @@ class Visit:
         if self._main is not None:
             return self._main.session
         raise SessionClosedError(_ENDED) if self._has_ended or self.failure is None else self.failure
+
+    def use(self) -> Session:
+        """Return the session of the whole request, which `load` has given, and note that it is used."""
+        self.is_accessed = self._is_used = True
+        return self.loaded
 
     def _check_whole(self) -> None:
         if self._has_ended:
@@ -200,6 +208,8 @@ class Visit:
         if self.before_end is not None:
             self.before_end()
         if self.is_open:
+            if self._is_used and self._main is not None and isinstance(self._main.opening, EditOpening):
+                await self._main.opening.note_use()
             await self.settle(is_failure=not self.settings.commits(status))
 
     def leave(self) -> list[tuple[str, str]]:
