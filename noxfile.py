@@ -39,12 +39,12 @@ def pythons() -> list[str]:
 
 @nox.session(python=pythons() or None)
 def tests(session: nox.Session) -> None:
-    """Run the tests, which wait as often as they work, by one process more than there are processors.
+    """Run the tests, which wait as often as they work, by two processes for each processor.
 
     Arguments after -- go to pytest.
     """
     session.install("-e", WITH_EXTRAS, *group("test"))
-    session.run("pytest", "-n", str(1 + (os.cpu_count() or 1)), "--dist", "worksteal", *session.posargs)
+    session.run("pytest", "-n", str(2 * (os.cpu_count() or 1)), "--dist", "worksteal", *session.posargs)
 
 
 @nox.session
