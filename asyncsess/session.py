@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Collection, Iterator, MutableMapping
+from collections.abc import Collection, Iterable, Iterator, MutableMapping
 from datetime import UTC, datetime, timedelta
 from typing import Any, Final
 
@@ -223,8 +223,11 @@ class Session(MutableMapping[str, Any]):
             raise ValueError(f"grace must be at most {_LONGEST_GRACE:g} seconds, not {length:g}")
         if self._is_pinned:
             raise SessionClosedError("the headers have left, so the visitor can't be told of another id; do it before")
-        await self._keeper.regenerate_id(length)
-        self._has_new_id = True
+        before = self._id
+        try:
+            await self._keeper.regenerate_id(length)
+        finally:  # if it was cancelled once it was done, the user is to be told all the same
+            self._has_new_id |= self._id != before
 
     # For the keeper.
 
@@ -237,6 +240,10 @@ class Session(MutableMapping[str, Any]):
     def baseline(self) -> bytes:
         """What the store has, encoded; an empty mapping for a session that was never stored."""
         return self._codec.encode({}) if self._baseline is None else self._baseline
+
+    def stored(self) -> dict[str, Any]:
+        """Return a copy of what the store has."""
+        return self._codec.decode(self.baseline)
 
     def check_writable(self) -> None:
         """Raise what explains why this session can't be changed, if it can't."""
@@ -253,11 +260,16 @@ class Session(MutableMapping[str, Any]):
         """Allow only these to be changed."""
         self._locked = variables
 
+    def unlock(self, variables: Iterable[str]) -> None:
+        """Allow these to be changed too."""
+        if self._locked is not None:
+            self._locked = {*self._locked, *variables}
+
     def check_locked(self) -> None:
         """Raise if something inside a variable was changed that is not among those that may be."""
         if self._locked is None:
             return
-        base, others = self._codec.decode(self.baseline), self._touched.difference(self._locked)
+        base, others = self.stored(), self._touched.difference(self._locked)
         for key in others:
             if not is_same(base.get(key, MISSING), self._values.get(key, MISSING)):
                 raise self._not_locked(key)

@@ -83,12 +83,7 @@ class SessionStore(Lifecycle):
         return ReadonlyOpening(self._policy, session_id, touch=touch)
 
     def edit(
-        self,
-        session_id: str | None,
-        *,
-        resolve: Resolve = None,
-        touch: bool = True,
-        timeout: float | timedelta | None = None,
+        self, session_id: str | None, *, resolve: Resolve = None, timeout: float | timedelta | None = None
     ) -> AbstractAsyncContextManager[Session]:
         """Open a session without a lock, for the block of an ``async with``.
 
@@ -105,7 +100,6 @@ class SessionStore(Lifecycle):
                 keys, or a mapping from a key, a glob pattern or a compiled regular expression to a rule, of which the
                 first that matches is taken. Without a rule, both making the same of it is agreement, so a counter needs
                 `rules.add`, and anything else is a conflict.
-            touch: Whether loading counts as a use of the session, as for `open`; a change does in any case.
             timeout: Seconds to wait for other holders at a commit; the store's ``lock_timeout`` if None.
 
         Raises:
@@ -115,8 +109,7 @@ class SessionStore(Lifecycle):
             LockTimeoutError, DeadlockError, CodecError, StoreError: On leaving: nothing was stored.
         """
         self._check_open()
-        wait = self._wait(timeout)
-        return EditOpening(self._policy, session_id, resolve=resolve, timeout=wait, touch=touch, caller=_caller())
+        return EditOpening(self._policy, session_id, resolve=resolve, timeout=self._wait(timeout), caller=_caller())
 
     def synchronize(
         self,

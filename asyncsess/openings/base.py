@@ -120,8 +120,8 @@ class Block(ABC):
         self._key = key
         self._session.becomes(self._session.state, session_id)
 
-    async def _load_snapshot(self, *, touch: bool = True) -> Record:
-        record, self._key = await load_snapshot(self._policy, self._session, self._key, touch=touch)
+    async def _load_snapshot(self) -> Record:
+        record, self._key = await load_snapshot(self._policy, self._session, self._key)
         return record
 
 
@@ -147,18 +147,12 @@ async def load_snapshot(policy: Policy, session: Session, key: str, *, touch: bo
         raise SessionNotFoundError(NOT_FOUND)
     if session_id is not None:
         session.becomes(session.state, session_id)
-    if touch:
-        await note_use(policy, key, record.accessed_at, now)
-    return record, key
-
-
-async def note_use(policy: Policy, key: str, accessed_at: float, now: float) -> None:
-    """Note that a session is used now, if it has not been for a while."""
-    if policy.expiry.is_touch_due(accessed_at, now):
+    if touch and policy.expiry.is_touch_due(record.accessed_at, now):
         try:
             await policy.backend.touch(key, now=now)
         except StoreError as error:  # a read-only disk can still be read
             logger.warning("that a session was read could not be recorded: %s", str(error))
+    return record, key
 
 
 async def granted(policy: Policy, hold: AbstractAsyncContextManager[H], mode: Mode) -> H:

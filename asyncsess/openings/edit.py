@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import math
 import random
 from collections.abc import AsyncIterator, Awaitable, Callable, Collection
 from contextlib import AbstractAsyncContextManager, suppress
@@ -18,7 +17,7 @@ from asyncsess.ids import key_of, new_session_id
 from asyncsess.keeper import State
 from asyncsess.merge import merge
 from asyncsess.openings import owned
-from asyncsess.openings.base import NOT_FOUND, Block, Caller, commit, holder_at, lock, note_use
+from asyncsess.openings.base import NOT_FOUND, Block, Caller, commit, holder_at, lock
 from asyncsess.openings.exclusive import ExclusiveOpening
 from asyncsess.policy import Policy
 from asyncsess.rules import Resolve
@@ -36,11 +35,10 @@ class EditOpening(Block):
         session_id: None for a new session under a fresh id.
         resolve: What settles conflicts.
         timeout: Seconds to wait for the lock, at each commit.
-        touch: Whether loading counts as a use of the session.
         mode: What it is opened for, to be counted.
     """
 
-    __slots__ = ("_accessed_at", "_created_at", "_is_fresh", "_mode", "_resolve", "_touch")
+    __slots__ = ("_created_at", "_is_fresh", "_mode", "_resolve")
 
     def __init__(
         self,
@@ -50,7 +48,6 @@ class EditOpening(Block):
         resolve: Resolve,
         timeout: float,
         caller: Caller,
-        touch: bool = True,
         mode: Mode = "edit",
     ) -> None:
         self._is_fresh = session_id is None
@@ -59,8 +56,6 @@ class EditOpening(Block):
         self._session = Session(self, session_id, State.OPTIMISTIC, policy.codec)
         self._resolve = resolve
         self._created_at: float | None = None
-        self._accessed_at = math.inf
-        self._touch = touch
         self._mode: Mode = mode
 
     async def __aenter__(self) -> Session:
@@ -139,13 +134,8 @@ class EditOpening(Block):
             self._is_fresh, self._created_at = False, None
         self._move(session_id, key_of(session_id))
 
-    async def note_use(self) -> None:
-        """Count what was loaded as used after all."""
-        await note_use(self._policy, self._key, self._accessed_at, self._policy.clock())
-
     async def _load(self) -> None:
-        record = await self._load_snapshot(touch=self._touch)
-        self._created_at, self._accessed_at = record.created_at, record.accessed_at
+        self._created_at = (await self._load_snapshot()).created_at
 
     def _exclusive(self) -> ExclusiveOpening:
         return ExclusiveOpening(self._policy, self._session.id, timeout=self._timeout, caller=self._caller)
@@ -230,8 +220,10 @@ class EditOpening(Block):
                 if session.owner != owner:  # its forms need another token, whoever stored one meanwhile
                     session.pop(CSRF, None)
                     merged = session.encoded()
-            await session.regenerate_id(grace=grace)
-            self._move(session.id, key_of(session.id))
+            try:
+                await session.regenerate_id(grace=grace)
+            finally:  # which may have been cancelled once it was done
+                self._move(session.id, key_of(session.id))
             return opening.record, merged
 
     def _is_mine(self, record: Record) -> bool:

@@ -43,7 +43,7 @@ def answer_to(error: SessionError) -> Answer | None:
     large a 413, and a store that fails a 500, which is logged.
     """
     if isinstance(error, ConflictError | LockLostError | SessionNotFoundError):
-        return Answer(409, "Another request changed this session meanwhile, so nothing was stored; please try again.\n")
+        return Answer(409, "Another request changed the same meanwhile, so this one could not. Please try again.\n")
     if isinstance(error, DeadlockError) and len(error.cycle) > 1:  # which is over now that this one has given up
         logger.error("requests waited for each other: %s", error)
         return Answer(503, "Other requests keep this session busy. Please try again.\n", {"Retry-After": "1"})

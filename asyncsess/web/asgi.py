@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable
+from functools import partial
 from typing import Final
 from urllib.parse import parse_qs
 
@@ -58,7 +59,6 @@ _SERVER_ERROR: Final = 500
 _FORM: Final = "application/x-www-form-urlencoded"
 _MOST_FIELDS: Final = 1000
 _TRY_AGAIN_LATER: Final = 1013
-_UNHEARD: Final = "the session could not be stored, so another answer was sent instead of the application's"
 _STATUS_OF: Final[dict[str, Callable[[Message], int]]] = {
     "http.response.start": lambda message: int(message["status"]),
     "websocket.accept": lambda message: _SWITCHING_PROTOCOLS,
@@ -112,8 +112,8 @@ class SessionMiddleware:
             await self._app(scope, receive, send)
 
     async def _serve(self, scope: Scope, receive: Receive, send: Send) -> None:
-        visits = scope[KEY] = Visits(scope.get(KEY, ()))
-        visit = visits.begin(self._settings, cookie_in(scope["headers"], self._settings.cookie.name))
+        visits = scope[KEY] = Visits(scope.get(KEY))
+        visit = visits.begin(self._settings, cookie_in(scope["headers"], self._settings.cookie))
         if self._scope_key is not None and isinstance(scope.get(self._scope_key), ScopeSession):
             raise RuntimeError(
                 f"there are two SessionMiddlewares with a session in scope[{self._scope_key!r}]; give one another "
@@ -147,7 +147,7 @@ class CSRFMiddleware:
         """Serve a connection, unless it is refused."""
         if scope["type"] == "http" and needs_token(scope["method"]):
             sent: str | None = header(scope["headers"], HEADER.lower().encode())
-            is_form = header(scope["headers"], b"content-type").startswith(_FORM)
+            is_form = header(scope["headers"], b"content-type").lower().startswith(_FORM)
             expected = await token_of(scope)
             if expected and not sent and is_form:
                 sent, receive = await self._token_in_form(receive)
@@ -179,8 +179,11 @@ class CSRFMiddleware:
         return form.get(FIELD, [None])[0], receive_again
 
 
-class _UnheardError(OSError):
-    """What an application sends is heard by nobody."""
+class _Unheard(BaseException):
+    """What an application sends is heard by nobody: another answer was sent, since its session could not be stored.
+
+    Like a cancellation, it is nothing that went wrong in the application, whose handlers of exceptions need not know.
+    """
 
 
 class _Response:
@@ -188,7 +191,7 @@ class _Response:
 
     def __init__(self, visit: Visit, visits: Visits, scope: Scope, scope_key: str | None, send: Send) -> None:
         self._visit = visit
-        self._visits = visits  # those of the middlewares around this one as well
+        self._told = visits.told
         self._scope = scope
         self._scope_key = scope_key
         self._send_on = send
@@ -204,34 +207,45 @@ class _Response:
                 await visit.try_load()
                 self._scope[self._scope_key] = self._session = ScopeSession(visit)
                 visit.before_end = self._look_for_another_session
-            await app(self._scope, receive, self._send)
+            await app(self._scope, partial(self._receive, receive), self._send)
+        except _Unheard:
+            return
+        except BaseExceptionGroup as group:
+            _, rest = group.split(_Unheard)
+            if rest is not None:
+                await self._fail()
+                raise rest from None
+            return
         except Exception as error:  # whatever it is comes out, unless it is the session's and has become an answer
-            if self._is_replaced and _is_due_to(error, _UnheardError):
-                return
             if not isinstance(error, SessionError) or not await self._is_answered(error):
                 await self._fail()
                 raise
             return
         await self._send_held()
 
+    async def _receive(self, receive: Receive) -> Message:
+        """Receive for an application, which goes on: so what it has sent is its answer."""
+        await self._send_held()
+        return await receive()
+
     async def _send(self, message: Message) -> None:
         """Commit before the headers leave, and tell the browser of its session.
 
         Raises:
-            OSError: Another answer was sent, as if the client had gone: so the application does not go on for nobody.
+            _Unheard: Another answer was sent, so the application would go on for nobody.
         """
         if self._is_replaced:
-            raise _UnheardError(_UNHEARD)
+            raise _Unheard
         status_of = _STATUS_OF.get(message["type"])
         if status_of is None or self._visit.has_left:
             await (self._send_on(message) if not self._held else self._hold(message))
             return
         status = status_of(message)
         try:
-            await self._visits.finish(status)
+            await self._visit.finish(status)
         except SessionError as error:
             if await self._answer(error):
-                raise _UnheardError(_UNHEARD) from error
+                raise _Unheard from error
             raise
         if status == _SERVER_ERROR and not self._held:  # a framework's answer to an exception that comes out later
             await self._hold(message)
@@ -258,7 +272,7 @@ class _Response:
         await visit.settle(is_failure=True)
         if self._held:
             await self._send_held()
-        elif not visit.has_left and visit.has_news and self._scope["type"] == "http":
+        elif not visit.has_left and visit.visitor.has_news and self._scope["type"] == "http":
             await respond(self._send_on, Answer(_SERVER_ERROR, "Internal Server Error\n"), self._leave())
 
     def _leave(self) -> list[tuple[str, str]]:
@@ -267,6 +281,7 @@ class _Response:
         if len(headers) > 1:
             host = header(self._scope["headers"], b"host")
             self._visit.settings.warn_if_unfit(self._scope.get("scheme", "http"), host)
+        self._told += headers
         return headers
 
     def _look_for_another_session(self) -> None:
@@ -284,13 +299,13 @@ class _Response:
 
     async def _answer(self, error: SessionError) -> bool:
         """Answer to an error; return False if the application is to do that."""
-        for visit in self._visits.values():
-            await visit.settle(is_failure=True)
+        await self._visit.settle(is_failure=True)
         answer = self._visit.settings.answer(error)
         if answer is None:
             return False
         self._is_replaced = True
-        headers = self._leave()
+        inner = [(name, value) for name, value in self._told if name == "Set-Cookie"]
+        headers = [*inner, *self._leave()]
         if self._scope["type"] == "http":
             await respond(self._send_on, answer, headers)
         elif "websocket.http.response" in self._scope.get("extensions", {}):
@@ -298,14 +313,6 @@ class _Response:
         else:
             await self._send_on({"type": "websocket.close", "code": _TRY_AGAIN_LATER})
         return True
-
-
-def _is_due_to(error: BaseException | None, kind: type[Exception]) -> bool:
-    """Tell whether an exception was raised because of another, or among others."""
-    if error is None or isinstance(error, kind):
-        return error is not None
-    among = error.exceptions if isinstance(error, BaseExceptionGroup) else ()
-    return any(_is_due_to(other, kind) for other in (error.__context__, *among))
 
 
 def _status_of(error: BaseException) -> int | None:

@@ -5,10 +5,11 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable
 from contextlib import AbstractAsyncContextManager
+from copy import deepcopy
 from types import TracebackType
-from typing import TYPE_CHECKING, NoReturn
+from typing import TYPE_CHECKING, Any, NoReturn
 
-from asyncsess.errors import SessionNotFoundError
+from asyncsess.errors import CodecError, SessionNotFoundError
 from asyncsess.keeper import WRITABLE, State
 from asyncsess.session import Session
 
@@ -49,7 +50,7 @@ class Block:
         self._is_readonly = is_readonly
         self.is_begun = False
         self._failure: BaseException | None = None
-        self._was_destroyed = False
+        self._was_destroyed = self._is_nested = False
 
     def __await__(self) -> NoReturn:
         raise TypeError(
@@ -71,15 +72,18 @@ class Block:
         if visit.failure is not None:
             raise visit.failure
         if not self._is_readonly:
+            if (locked := visit.locked()) is not None:
+                self.session, self.opening, self._is_nested = locked, Nested(locked), True
+                return await self.opening.__aenter__()
             visit.check_alone()
         if (session_id := visit.session_id) is not None:
             self.opening = self._resume(session_id)
             try:
                 return self._entered(await self.opening.__aenter__())
             except SessionNotFoundError as error:
-                visit.forget(error)
+                visit.visitor.forget(error)
         if not self._is_readonly:
-            visit.check_may_begin(is_late_fine=is_late_fine)
+            visit.visitor.check_may_begin(is_late_fine=is_late_fine)
         self.opening, self.is_begun = self._start(), not self._is_readonly
         return self._entered(await self.opening.__aenter__())
 
@@ -105,20 +109,23 @@ class Block:
         traceback: TracebackType | None = None,
     ) -> None:
         """Leave the session; without an error, commit it."""
-        is_destroyed = self.session.state is State.DESTROYED
+        if self._is_nested:
+            await self.opening.__aexit__(kind, error, traceback)
+            return
+        self._visit.catch_up()
         self._visit.left(self)
         if error is None and self._failure is not None:  # it was told then, and there is nothing more to commit
             kind, error = type(self._failure), self._failure
         try:
             await self.opening.__aexit__(kind, error, traceback)
         finally:
-            self._note(is_destroyed=is_destroyed)
+            self.note()
 
     async def settle(self, *, is_failure: bool) -> None:
         """Commit, or roll back, and give the lock back; the block may still read."""
+        self._visit.catch_up()
         self._visit.left(self)
         session = self.session
-        is_destroyed = session.state is State.DESTROYED
         try:
             if session.state in WRITABLE:
                 await (self._drop() if is_failure else session.release())
@@ -126,17 +133,40 @@ class Block:
             self._failure = error
             raise
         finally:
-            self._note(is_destroyed=is_destroyed)
+            self.note()
 
     async def _drop(self) -> None:
-        if self.session.is_modified:
+        try:
+            is_modified = self.session.is_modified
+        except CodecError:  # what can't be stored is dropped like the rest
+            is_modified = True
+        if is_modified:
             logger.info("what a request changed in its session was dropped, since its answer is an error")
         await self.session.rollback()
 
-    def _note(self, *, is_destroyed: bool) -> None:
-        """Tell the visit, of each end of the session once."""
-        self._visit.note(self, is_destroyed=is_destroyed and not self._was_destroyed)
-        self._was_destroyed |= is_destroyed
+    def note(self) -> None:
+        """Tell the visit what has become of the session; of its end, once."""
+        if not self._was_destroyed:
+            self._was_destroyed = self.session.state is State.DESTROYED
+            self._visit.note(self, is_destroyed=self._was_destroyed)
+
+
+class Nested:
+    """A block within a session that its request has locked: what it changes is committed with the rest."""
+
+    def __init__(self, session: Session) -> None:
+        self._session = session
+        self._before: dict[str, Any] = {}
+
+    async def __aenter__(self) -> Session:
+        self._before = deepcopy(dict(self._session))
+        return self._session
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        if error is not None and self._session.state in WRITABLE:
+            self._session.replace(self._before)
 
 
 class Limited:

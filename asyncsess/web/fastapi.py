@@ -6,7 +6,7 @@
 
 Each is committed before the headers of the answer leave, whether FastAPI leaves the dependency after that, as by
 default, or before, with ``scope="function"``. For what a dependency can't say, such as a timeout, take the request and
-use the functions of `asyncsess.web.asgi`.
+use the functions of `asyncsess.web.asgi`; so too for what is run again by `retry_on_conflict`.
 """
 
 from __future__ import annotations

@@ -6,6 +6,7 @@ from collections.abc import Awaitable, Callable, MutableMapping, Sequence
 from typing import Any, TypeAlias
 
 from asyncsess.web.answers import Answer
+from asyncsess.web.cookie import CookiePolicy
 
 Scope: TypeAlias = MutableMapping[str, Any]
 Message: TypeAlias = MutableMapping[str, Any]
@@ -19,19 +20,22 @@ def header(headers: Any, name: bytes) -> str:
     return next((value.decode("latin-1") for key, value in headers if key.lower() == name), "")
 
 
-def cookie_in(headers: Any, name: str) -> str | None:
-    """Return the value of a cookie; of several, the last, which is that of the shortest path (RFC 6265, 5.4).
+def cookie_in(headers: Any, cookie: CookiePolicy) -> str | None:
+    """Return the value of a cookie.
 
-    A site has its session at one path, so whatever comes with it from a longer one was planted there.
+    Browsers send those of longer paths first (RFC 6265, 5.4). So of several of the name, the last is that of the root,
+    and what else there is was planted; one of a longer path comes before that of the root.
     """
-    last = None
+    values: list[str] = []
     for key, line in headers:
         if key.lower() == b"cookie":
             for part in line.decode("latin-1").split(";"):
                 found, equals, value = part.strip().partition("=")
-                if equals and found == name:
-                    last = value.strip('"')
-    return last
+                if equals and found == cookie.name:
+                    values.append(value.strip('"'))
+    if not values:
+        return None
+    return values[-1] if cookie.path == "/" else values[0]
 
 
 def with_headers(headers: Any, more: Sequence[tuple[str, str]]) -> list[tuple[bytes, bytes]]:

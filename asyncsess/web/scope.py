@@ -53,6 +53,6 @@ class ScopeSession(MutableMapping[str, Any]):
 
     def replace(self, values: object) -> None:
         """Take what an application has put in the place of this: a mapping, or nothing at all."""
+        copied = dict(values) if isinstance(values, Mapping) else {}  # it may read from the session itself
         self.session.clear()
-        if isinstance(values, Mapping):
-            self.session.update(values)
+        self.session.update(copied)

@@ -114,6 +114,11 @@ def retry_on_conflict(handler: Handler[P, R] | None = None, *, times: int = 5) -
 
     @wraps(handler)
     async def retrying(*args: P.args, **kwargs: P.kwargs) -> R:
+        if any(isinstance(argument, Session) for argument in (*args, *kwargs.values())):
+            raise TypeError(
+                "retry_on_conflict runs the handler again with the same arguments, so a session can't be one of them, "
+                "such as by a dependency: take the request, and open the session inside of the handler"
+            )
         for argument in (*args, *kwargs.values()):
             if visits := _visits_of(argument) or _visits_of(getattr(argument, "request", None)):
                 return await visits.retry(partial(handler, *args, **kwargs), _status_of, times)
@@ -151,5 +156,7 @@ def _visits_of(request: Any) -> Visits:
 
 
 def _status_of(response: Any) -> int:
+    if isinstance(response, tuple):  # as in Quart: a body, its status, headers
+        return next((part for part in response if isinstance(part, int)), _OK)
     status = getattr(response, "status_code", getattr(response, "status", _OK))
     return status if isinstance(status, int) else _OK

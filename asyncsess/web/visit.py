@@ -4,21 +4,24 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Sequence
+from copy import deepcopy
 from datetime import timedelta
+from functools import partial
 from typing import Any, Final
 
 from asyncsess.errors import DeadlockError, SessionClosedError, SessionError, SessionNotFoundError
 from asyncsess.keeper import WRITABLE, State
+from asyncsess.merge import merge
 from asyncsess.openings import AbsentOpening, EditOpening
 from asyncsess.operations import Operation
 from asyncsess.rules import Resolve
 from asyncsess.session import Session
 from asyncsess.web.block import Block, Limited, Opening
 from asyncsess.web.settings import Settings
+from asyncsess.web.visitor import Visitor
 
 Timeout = float | timedelta | None
 
-_ON_THE_WAY: Final = 30.0  # seconds for which a request may be
 _ENDED: Final = "the request has ended, and its session with it; open the session by its id instead"
 
 
@@ -30,26 +33,24 @@ class Visit:
         value: The cookie's; None if there was none.
 
     Attributes:
+        visitor: Whose session it is.
         is_accessed: Whether the answer depends on the session.
         before_end: What is to be done before anything is committed.
         failure: What went wrong when the session was loaded beforehand; told to whoever asks for the session.
-        is_locking: Whether the session of the whole request will be locked, so that it meets no conflict.
+        is_locking: Whether the handler runs for the last time: what it opens is locked, so that it meets no conflict.
     """
 
     def __init__(self, settings: Settings, value: str | None) -> None:
         self.settings = settings
         self.is_accessed = self.is_locking = False
         self.before_end: Callable[[], None] | None = None
-        self._id = settings.cookie.session_id(value)
-        self._began = settings.store.clock()
+        self.visitor = Visitor(settings, value)
         self._blocks: list[Block] = []
         self._main: Block | None = None
-        self._is_used = self._has_left = self._has_ended = False
-        self._late: SessionNotFoundError | None = None
+        self._is_used = self._has_ended = False
+        self._earlier: tuple[dict[str, Any], dict[str, Any]] | None = None
         self.failure: SessionError | None = None
-        self._loading = asyncio.Lock()
-        self._has_cookie = value is not None
-        self._cookie = ""
+        self._loading, self._beginning = asyncio.Lock(), asyncio.Lock()
 
     # The ways to open the session.
 
@@ -68,11 +69,13 @@ class Visit:
             raise ValueError("touch=False is for readonly=True: whoever may change a session uses it")
         return Block(self, lambda session_id: store.open(session_id, timeout=timeout, lease=lease), store.open)
 
-    def edit(self, *, resolve: Resolve = None, touch: bool = True, timeout: Timeout = None) -> Block:
+    def edit(self, *, resolve: Resolve = None, timeout: Timeout = None) -> Block:
         """Edit the visitor's session, or a new one, as `SessionStore.edit`."""
+        if self.is_locking:
+            return self.open(timeout=timeout)
 
         def edit(session_id: str | None = None) -> Opening:
-            return self.settings.store.edit(session_id, resolve=resolve, touch=touch, timeout=timeout)
+            return self.settings.store.edit(session_id, resolve=resolve, timeout=timeout)
 
         return Block(self, edit, edit)
 
@@ -93,13 +96,13 @@ class Visit:
     async def session(self) -> Session:
         """Return the session of the whole request: the same each time, committed before the headers leave."""
         self.is_accessed = self._is_used = True
-        return await self.load()
+        return await self.load(lock=self.is_locking)
 
-    async def load(self, *, touch: bool = True) -> Session:
+    async def load(self, *, lock: bool = False) -> Session:
         """Return the session of the whole request, without noting that it is accessed.
 
         Args:
-            touch: Whether this counts as a use of the session already.
+            lock: Whether to lock it, if it is not loaded yet.
 
         Raises:
             SessionClosedError: The headers have left, or the request has ended.
@@ -107,7 +110,10 @@ class Visit:
         async with self._loading:  # else two at once would have two of it
             if self._main is None:
                 self._check_whole()
-                block = self.open() if self.is_locking else self.edit(touch=touch)
+                store = self.settings.store
+                opens = store.open if lock else store.edit
+                start = store.open if lock else partial(store.edit, None)
+                block = Block(self, opens, start)
                 await block.enter(is_late_fine=True)
                 self._main = block
             return self._main.session
@@ -115,7 +121,7 @@ class Visit:
     async def try_load(self) -> None:
         """Load the session of the whole request beforehand, for those who can't wait for it when they ask for it."""
         try:
-            await self.load(touch=False)
+            await self.load()
         except SessionError as error:
             self.failure = error
 
@@ -139,7 +145,7 @@ class Visit:
     def _check_whole(self) -> None:
         if self._has_ended:
             raise SessionClosedError(_ENDED)
-        if self._has_left:
+        if self.visitor.has_left:
             raise SessionClosedError(
                 "the headers have left, so what get_session() gives would not be committed: call it before, or use "
                 "open_session() for a block, such as for each message of a WebSocket"
@@ -151,22 +157,30 @@ class Visit:
         In a session that a block of this request has locked or begun, they are part of what the block commits.
         """
         self.is_accessed = True
-        if (mine := self._own()) is not None:
-            return _run(operations, mine.session)
-        if self._id is not None:
-            try:
-                return await self.settings.store.apply(self._id, *operations, timeout=timeout)
-            except SessionNotFoundError as error:
-                self.forget(error)
-        async with self.open() as session:
-            return _run(operations, session)
+        async with self._beginning:  # else several at once would begin as many
+            if (mine := self._own()) is not None:
+                return _run(operations, mine.session)
+            if self.session_id is None:
+                async with self.open() as session:
+                    return _run(operations, session)
+        try:
+            return await self.settings.store.apply(self.session_id, *operations, timeout=timeout)
+        except SessionNotFoundError as error:
+            self.visitor.forget(error)
+        return await self.apply(*operations, timeout=timeout)
 
     def _own(self) -> Block | None:
         """Return the block of this request that keeps all others from changing the session, if there is one."""
         for block in self._blocks:
-            if block.session.state is State.EXCLUSIVE or (self._begins(block) and block.session.state in WRITABLE):
+            if block.session.state is State.EXCLUSIVE or self._begins(block):
                 return block
         return None
+
+    def locked(self) -> Session | None:
+        """Return the session that this request has locked, if what it opens in its last try is to be the same."""
+        if not self.is_locking:
+            return None
+        return next((block.session for block in self._blocks if block.session.state is State.EXCLUSIVE), None)
 
     # The end.
 
@@ -183,19 +197,40 @@ class Visit:
         try:
             while self._blocks:
                 block = next((block for block in self._blocks if block is not self._main), self._blocks[0])
-                if (
-                    block.is_begun
-                    and block.session.is_new
-                    and self._late
-                    and not is_failure
-                    and block.session.is_modified
-                ):
-                    raise self._late
+                if not is_failure:
+                    self._check_not_late(block)
                 await block.settle(is_failure=is_failure)
         except BaseException:
             while self._blocks:
                 await self._blocks[0].settle(is_failure=True)
             raise
+
+    def _check_not_late(self, block: Block) -> None:
+        """Raise if what was begun is not to be stored: the visitor has another session by now, or none on purpose."""
+        late = self.visitor.late
+        if late is not None and block.is_begun and block.session.is_new and block.session.is_modified:
+            raise late
+
+    async def keep(self) -> bool:
+        """Commit all that is open, and keep the session of the whole request open; return whether that was stored.
+
+        Raises:
+            SessionError: As `finish`.
+        """
+        if self.before_end is not None:
+            self.before_end()
+        main = self._main
+        if main is None or main not in self._blocks:
+            await self.settle()
+            return False
+        for block in self._blocks[:]:
+            if block is not main:
+                await block.settle(is_failure=False)
+        before = main.session.version
+        if main.session.state in WRITABLE and main.session.is_modified:
+            self._check_not_late(main)
+            await main.session.save()
+        return main.session.version != before
 
     async def finish(self, status: int) -> None:
         """Settle what is open, since the headers of an answer are about to leave.
@@ -203,29 +238,20 @@ class Visit:
         Raises:
             SessionError: Something could not be stored; what is to be answered is another matter.
         """
-        if self._has_left:
+        if self.visitor.has_left:
             return
         if self.before_end is not None:
             self.before_end()
         if self.is_open:
-            if self._is_used and self._main is not None and isinstance(self._main.opening, EditOpening):
-                await self._main.opening.note_use()
             await self.settle(is_failure=not self.settings.commits(status))
 
     def leave(self) -> list[tuple[str, str]]:
         """Note that the headers leave now; return, once, what is to be among them."""
-        self._has_left = True
+        self.visitor.has_left = True
         if not self.is_accessed:
             return []
-        cookie, self._cookie, self.is_accessed = self._cookie, "", False
-        if not cookie:
-            return [("Vary", "Cookie")]
-        return [("Vary", "Cookie"), ("Set-Cookie", cookie), ("Cache-Control", "no-store")]
-
-    @property
-    def has_news(self) -> bool:
-        """Whether the browser is to be told of its session."""
-        return bool(self._cookie)
+        self.is_accessed = False
+        return [("Vary", "Cookie"), *self.visitor.take_headers()]
 
     async def close(self) -> None:
         """Roll back what was not committed by now, and leave the session of the whole request.
@@ -245,55 +271,58 @@ class Visit:
             if block is not None:
                 await block.leave()
 
-    async def reload(self) -> None:
-        """Begin the session of the whole request anew, if there is one, for those who have it from the scope."""
-        if self._main is not None:
-            await self._end()
-            await self.load()
+    async def begin_try(self, number: int, times: int) -> None:
+        """Get ready for a handler to run for the so-many-th time, of so many at most.
+
+        The session of the whole request is begun anew, for those who have it from the scope, with what was changed in
+        it before the handler ran for the first time. The last time it is locked, if anybody uses it.
+        """
+        self.is_locking = number == times
+        main = self._main
+        if main is None:
+            return
+        if number == 1:
+            session = main.session
+            self._earlier = (session.stored(), deepcopy(dict(session))) if session.is_modified else None
+            if not self.is_locking:
+                return
+        if self.before_end is not None:
+            self.before_end()
+        await self._end()
+        session = await self.load(lock=self.is_locking and (self._is_used or number == 1))
+        if self._earlier is not None:
+            base, ours = self._earlier
+            session.replace(merge(base, ours, session.stored()))
 
     # For the blocks.
 
     @property
     def session_id(self) -> str | None:
         """The id that leads to the visitor's session; None if there is none."""
-        return self._id
+        self.catch_up()
+        return self.visitor.session_id
+
+    def catch_up(self) -> None:
+        """Note what blocks that are still open have made of the session: stored it, moved it or destroyed it."""
+        for block in self._blocks:
+            block.note()
 
     @property
     def has_left(self) -> bool:
         """Whether the headers have left, so that no cookie can be handed out any more."""
-        return self._has_left
+        return self.visitor.has_left
 
     def check_alone(self) -> None:
         """Raise if another block of this request begins its session: there is but one."""
-        if self._id is None and any(self._begins(block) for block in self._blocks):
+        if self.session_id is None and any(self._begins(block) for block in self._blocks):
             raise DeadlockError(
                 "this request begins its session in another block that is still open; use that one, or leave it first",
                 (),
             )
 
     def _begins(self, block: Block) -> bool:
-        return block.is_begun and block.session.is_new and block is not self._main
-
-    def check_may_begin(self, *, is_late_fine: bool) -> None:
-        """Raise if a new session would be out of place: nobody could be told, or the visitor has another by now."""
-        if self._late is not None and not is_late_fine:
-            raise self._late
-        if self._has_left:
-            raise SessionClosedError(
-                "the headers have left, so the visitor can't be told of a new session; begin it before the response"
-            )
-
-    def forget(self, error: SessionNotFoundError) -> None:
-        """Take the visitor for a new one, unless his session ended or moved while this request was on its way.
-
-        A request that was sent before a login may arrive after it. If it began a session, its cookie would replace that
-        of the login.
-        """
-        self._id = None
-        if error.died_at is not None:
-            died_at = error.died_at.timestamp()
-            if died_at > (self._began - _ON_THE_WAY if error.was_replaced else self._began):
-                self._late = error
+        session = block.session
+        return block.is_begun and session.is_new and session.state in WRITABLE and block is not self._main
 
     def joined(self, block: Block) -> None:
         """Note a block that is open."""
@@ -310,25 +339,20 @@ class Visit:
         Whoever came with an id that was replaced a moment ago is not told the new one, which may have been made to keep
         him out.
         """
-        cookie, session = self.settings.cookie, block.session
-        is_begun = block.is_begun and self._id is None
+        visitor, session = self.visitor, block.session
+        is_begun = block.is_begun and visitor.session_id is None
         if is_destroyed:
-            self._id, self._cookie = None, cookie.delete() if self._has_cookie else ""
-        elif not session.is_new and (is_begun or (session.has_new_id and session.id != self._id)):
-            self._id, self._cookie = session.id, cookie.issue(session.id, self._left(session))
-            main = self._main
-            if main is not None and main is not block and isinstance(main.opening, EditOpening):
-                main.opening.follow(session.id, is_begun=is_begun)
-
-    def _left(self, session: Session) -> float | None:
-        store, created_at = self.settings.store, session.created_at
-        if store.lifetime is None or created_at is None:
-            return None
-        return max(0.0, created_at.timestamp() + store.lifetime - store.clock())
+            visitor.loses()
+        elif not session.is_new and (is_begun or (session.has_new_id and session.id != visitor.session_id)):
+            visitor.gets(session)
+            for other in self._blocks:
+                if other is not block and isinstance(other.opening, EditOpening):
+                    other.opening.follow(session.id, is_begun=is_begun)
 
 
 def _run(operations: Sequence[Operation], session: Session) -> tuple[Any, ...]:
     values = dict(session)
     results = tuple([operation(values) for operation in operations])
+    session.unlock(key for operation in operations for key in operation.path[:1])
     session.replace(values)
     return results

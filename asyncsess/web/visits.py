@@ -17,7 +17,18 @@ _FIRST_PAUSE: Final = 0.01
 
 
 class Visits(dict[str, Visit]):
-    """What a request does with its visitor's sessions, by the names of their cookies."""
+    """What a request does with its visitor's sessions, by the names of their cookies.
+
+    Args:
+        others: Those of the parts of the application around this one.
+
+    Attributes:
+        told: The headers by which inner parts have told the browser of their sessions.
+    """
+
+    def __init__(self, others: Visits | None = None) -> None:
+        super().__init__({} if others is None else others)
+        self.told: list[tuple[str, str]] = [] if others is None else others.told
 
     def begin(self, settings: Settings, value: str | None) -> Visit:
         """Add a visit.
@@ -61,11 +72,11 @@ class Visits(dict[str, Visit]):
         visits = self.values()
         for number in range(1, times + 1):
             for visit in visits:
-                visit.is_locking = number == times
-                if number > 1:
-                    await visit.reload()
+                await visit.begin_try(number, times)
             try:
                 return await self._run_once(run, status_of)
+            except _PartlyStoredError as error:  # another run would change twice what was stored
+                raise error.conflict from error
             except ConflictError:
                 if number == times or any(visit.has_left for visit in visits):
                     raise
@@ -73,17 +84,35 @@ class Visits(dict[str, Visit]):
         raise ValueError(f"times must be 1 or more, not {times}")
 
     async def _run_once(self, run: Callable[[], Awaitable[T]], status_of: Callable[[T], int]) -> T:
-        """Run a handler, and commit what it changed unless the headers left before."""
+        """Run a handler, and commit what it changed unless the headers left before, or it is to be rolled back."""
         try:
             result = await run()
         except BaseException as error:
-            for visit in self.values():
-                status = visit.settings.status_of(error)
-                if status is not None:
-                    await visit.finish(status)
+            status = next(iter(self.values())).settings.status_of(error)
+            if status is not None:
+                await self._keep(status)
             raise
-        await self.finish(status_of(result))
+        await self._keep(status_of(result))
         return result
+
+    async def _keep(self, status: int) -> None:
+        is_stored = False
+        for visit in self.values():
+            if not visit.has_left and visit.settings.commits(status):
+                try:
+                    is_stored |= await visit.keep()
+                except ConflictError as error:
+                    if is_stored:
+                        raise _PartlyStoredError(error) from error
+                    raise
+
+
+class _PartlyStoredError(Exception):
+    """One session of several was stored, another met a conflict."""
+
+    def __init__(self, conflict: ConflictError) -> None:
+        super().__init__("one session of several was stored, another met a conflict")
+        self.conflict = conflict
 
 
 async def close(visits: Sequence[Visit]) -> None:

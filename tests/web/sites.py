@@ -37,9 +37,11 @@ class Site(ABC):
 
     Attributes:
         web: The module of asyncsess for its framework.
+        scope_key: Under which key the session of the first cookie is in the scope, where there is one.
     """
 
     web: ModuleType
+    scope_key: str | None = "session"
 
     @abstractmethod
     def add(self, path: str, handle: Handle) -> None:
@@ -176,7 +178,7 @@ class StarletteSite(Site):
     async def serve(self, store: SessionStore, *cookies: CookiePolicy, **options: Any) -> AsyncIterator[str]:
         app: Any = Starlette(routes=self.routes)
         for number, cookie in enumerate(reversed(cookies or (PLAIN,)), 1):
-            key = "session" if number == max(1, len(cookies)) else None
+            key = self.scope_key if number == max(1, len(cookies)) else None
             app = asgi.SessionMiddleware(app, store, cookie, scope_key=key, **options)
         async with by_uvicorn(app) as url:
             yield url
@@ -188,7 +190,7 @@ class HypercornSite(StarletteSite):
     @asynccontextmanager
     async def serve(self, store: SessionStore, *cookies: CookiePolicy, **options: Any) -> AsyncIterator[str]:
         middleware = [
-            Middleware(asgi.SessionMiddleware, store, cookie, scope_key=None if number else "session", **options)
+            Middleware(asgi.SessionMiddleware, store, cookie, scope_key=None if number else self.scope_key, **options)
             for number, cookie in enumerate(cookies or (PLAIN,))
         ]
         async with by_hypercorn(Starlette(routes=self.routes, middleware=middleware)) as url:

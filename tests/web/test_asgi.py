@@ -21,7 +21,6 @@ from starlette.responses import JSONResponse, PlainTextResponse
 from starlette.routing import Route
 
 from asyncsess import Session, SessionStore, StoreError, increment, rules
-from asyncsess.testing import FakeClock
 from asyncsess.web import CookiePolicy, asgi
 from asyncsess.web.fastapi import (
     current_session,
@@ -400,20 +399,3 @@ async def test_authlib_keeps_the_state_of_a_login_elsewhere_in_the_session(
         async with new_browser() as attacker, attacker.get(f"{url}/callback?code=the code&state={state}") as response:
             assert response.status == 500  # it is not his
         assert await visit(browser, f"{url}/callback?code=the code&state={state}") == "granted"
-
-
-@pytest.mark.parametrize("is_used", [True, False])
-async def test_the_session_in_the_scope_is_kept_alive_by_those_who_use_it(
-    new_store: NewStore, browser: aiohttp.ClientSession, clock: FakeClock, is_used: bool
-) -> None:
-    async def endpoint(request: Request) -> PlainTextResponse:
-        return PlainTextResponse(str(dict(request.session)) if is_used else "")
-
-    store = new_store(idle_timeout=100)
-    async with served(store, endpoint) as url:
-        session_id = await store.create({"n": 1})
-        async with new_browser(cookies={"session": session_id}) as visitor:
-            for _ in range(2):
-                clock.advance(60)
-                await visit(visitor, url)
-        assert await store.delete_expired() == (0 if is_used else 1)

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import asyncio
-from typing import Any
+from typing import Annotated, Any
 
 import aiohttp
+import fastapi
+import httpx
 import pytest
 from aiohttp import web
 from starlette.applications import Starlette
@@ -14,9 +16,10 @@ from starlette.requests import Request
 from starlette.responses import PlainTextResponse
 from starlette.routing import Route
 
-from asyncsess import LockTimeoutError, SessionStore, increment, put
+from asyncsess import LockTimeoutError, Session, SessionStore, increment, put
 from asyncsess.web import CookiePolicy, asgi
 from asyncsess.web import aiohttp as for_aiohttp
+from asyncsess.web.fastapi import current_session
 from tests.conftest import NewStore, stored
 from tests.web.conftest import new_browser, status_of, visit
 from tests.web.pages import Fine, add_basics, shown
@@ -111,7 +114,10 @@ async def test_a_retried_endpoint_may_use_the_session_in_the_scope(
         assert (runs, await stored(store, session_id)) == (3, {"n": 21})
 
 
-async def test_a_conflict_of_another_cookies_session_is_one_too(site: Site, store: SessionStore) -> None:
+@pytest.mark.parametrize("are_both_changed", [False, True])
+async def test_a_conflict_of_another_cookies_session_is_one_too_unless_something_was_stored(
+    site: Site, store: SessionStore, are_both_changed: bool
+) -> None:
     runs = 0
 
     @site.web.retry_on_conflict
@@ -120,17 +126,20 @@ async def test_a_conflict_of_another_cookies_session_is_one_too(site: Site, stor
         runs += 1
         first, second = [await site.web.get_session(request, cookie=name) for name in "ab"]
         if runs == 1:
-            await store.apply(second.id, put("n", "theirs"))
-        first["n"] = second["n"] = f"ours {second['n']}"
+            await store.apply(second.id, put("n", 10))
+        second["n"] = first["n"] + second["n"] + 1
+        if are_both_changed:
+            first["n"] += 1
         return "done"
 
     site.add("/handle", handle)
-    cookies = {name: await store.create({"n": "old"}) for name in "ab"}
+    cookies = {name: await store.create({"n": 0}) for name in "ab"}
     policies = [CookiePolicy(name, secure=False) for name in "ab"]
     async with site.serve(store, *policies) as url, new_browser(cookies=cookies) as visitor:
-        assert await visit(visitor, url + "/handle") == "done"
-        assert runs == 2
-        assert [await stored(store, session_id) for session_id in cookies.values()] == [{"n": "ours theirs"}] * 2
+        status = await status_of(visitor, url + "/handle")
+        assert (status, runs) == ((409, 1) if are_both_changed else (200, 2))
+        values = [(await stored(store, session_id))["n"] for session_id in cookies.values()]
+        assert values == ([1, 10] if are_both_changed else [0, 11])
 
 
 async def test_a_message_may_be_left_in_the_last_try_which_is_locked(
@@ -187,3 +196,152 @@ async def test_the_methods_of_views_are_run_again(store: SessionStore) -> None:
         async with by_uvicorn(starlette) as url:
             assert await visit(visitor, url) == "done"
             assert await stored(store, session_id) == {"n": 22}
+
+
+@pytest.mark.parametrize("way", ["edit", "open and edit", "get and edit", "synchronize"])
+async def test_whatever_opens_the_session_meets_no_conflict_the_last_time(
+    site: Site, store: SessionStore, way: str
+) -> None:
+    runs = 0
+
+    @site.web.retry_on_conflict(times=2)
+    async def handle(request: Any) -> Any:
+        nonlocal runs
+        runs += 1
+        if way == "open and edit":
+            async with site.web.open_session(request) as session:
+                session["m"] = runs
+        if way == "get and edit":
+            (await site.web.get_session(request))["m"] = runs
+        is_edit = way != "synchronize"
+        opens = site.web.edit_session(request) if is_edit else site.web.synchronize_session(request, "n")
+        async with opens as session:
+            disturbance = store.apply(session.id, increment("n", 10), timeout=0)
+            if runs == 1:
+                await disturbance
+            elif is_edit:
+                with pytest.raises(LockTimeoutError):
+                    await asyncio.create_task(disturbance)
+            else:
+                disturbance.close()
+            session["n"] += 1
+        return Fine()
+
+    async def outer(request: Any) -> str:
+        await handle(request)
+        return "done"
+
+    site.add("/handle", outer)
+    session_id = await store.create({"n": 0, "m": 0})
+    async with site.serve(store) as url, new_browser(cookies={"session": session_id}) as visitor:
+        assert await visit(visitor, url + "/handle") == "done"
+        assert runs == 2
+        assert await stored(store, session_id) == {"n": 11, "m": 2 if " and " in way else 0}
+
+
+async def test_a_block_that_fails_within_the_locked_session_takes_back_what_it_did(
+    site: Site, store: SessionStore
+) -> None:
+    @site.web.retry_on_conflict(times=1)
+    async def handle(request: Any) -> Any:
+        (await site.web.get_session(request))["kept"] = True
+        with pytest.raises(ZeroDivisionError):
+            async with site.web.edit_session(request) as session:
+                session["list"].append(1)
+                raise ZeroDivisionError
+        return Fine()
+
+    async def outer(request: Any) -> str:
+        await handle(request)
+        return "done"
+
+    site.add("/handle", outer)
+    session_id = await store.create({"list": []})
+    async with site.serve(store) as url, new_browser(cookies={"session": session_id}) as visitor:
+        assert await visit(visitor, url + "/handle") == "done"
+        assert await stored(store, session_id) == {"list": [], "kept": True}
+
+
+async def test_what_happens_before_and_after_a_retried_handler_is_stored_too(site: Site, store: SessionStore) -> None:
+    runs = 0
+
+    @site.web.retry_on_conflict
+    async def handle(request: Any) -> Any:
+        nonlocal runs
+        runs += 1
+        session = await site.web.get_session(request)
+        if runs == 1:
+            await store.apply(session.id, increment("n", 10))
+        session["n"] += 1
+        return Fine()
+
+    async def outer(request: Any) -> str:
+        (await site.web.get_session(request))["before"] = True
+        await handle(request)
+        (await site.web.get_session(request))["after"] = True
+        return "done"
+
+    site.add("/handle", outer)
+    session_id = await store.create({"n": 0})
+    async with site.serve(store) as url, new_browser(cookies={"session": session_id}) as visitor:
+        assert await visit(visitor, url + "/handle") == "done"
+        assert (runs, await stored(store, session_id)) == (2, {"n": 11, "before": True, "after": True})
+
+
+async def test_a_session_that_the_handler_does_not_use_is_not_waited_for(site: Site, store: SessionStore) -> None:
+    runs = 0
+
+    @site.web.retry_on_conflict(times=2)
+    async def handle(request: Any) -> Any:
+        nonlocal runs
+        runs += 1
+        session = await site.web.get_session(request, cookie="b")
+        if runs == 1:
+            await store.apply(session.id, increment("n", 10))
+        session["n"] += 1
+        return Fine()
+
+    async def outer(request: Any) -> str:
+        await handle(request)
+        return "done"
+
+    site.add("/handle", outer)
+    cookies = {name: await store.create({"n": 0}) for name in "ab"}
+    policies = [CookiePolicy(name, secure=False) for name in "ab"]
+    async with site.serve(store, *policies) as url, new_browser(cookies=cookies) as visitor, store.open(cookies["a"]):
+        async with asyncio.timeout(10):
+            assert await visit(visitor, url + "/handle") == "done"
+        assert (runs, await stored(store, cookies["b"])) == (2, {"n": 11})
+
+
+async def test_an_answer_that_is_a_tuple_is_judged_by_its_status(store: SessionStore) -> None:
+    @asgi.retry_on_conflict
+    async def handle(request: Request) -> tuple[str, int]:
+        request.session["n"] = 1
+        return "no", 404
+
+    async def endpoint(request: Request) -> PlainTextResponse:
+        text, status = await handle(request)
+        return PlainTextResponse(text, status)
+
+    session_id = await store.create({"n": 0})
+    async with by_uvicorn(asgi.SessionMiddleware(Starlette(routes=[Route("/", endpoint)]), store, PLAIN)) as url:
+        async with new_browser(cookies={"session": session_id}) as visitor:
+            assert await status_of(visitor, url) == 404
+        assert await stored(store, session_id) == {"n": 0}
+
+
+async def test_a_session_is_no_argument_of_what_is_run_again(store: SessionStore) -> None:
+    app = fastapi.FastAPI()
+
+    @app.get("/")
+    @asgi.retry_on_conflict
+    async def endpoint(request: Request, session: Annotated[Session, fastapi.Depends(current_session)]) -> None:
+        raise AssertionError
+
+    app.add_middleware(asgi.SessionMiddleware, store=store, cookie=PLAIN)
+    async with store:
+        transport = httpx.ASGITransport(app)
+        async with httpx.AsyncClient(transport=transport, base_url="http://localhost") as client:
+            with pytest.raises(TypeError, match="open the session inside of the handler"):
+                await client.get("/")

@@ -15,7 +15,7 @@ from starlette.requests import Request
 from starlette.responses import PlainTextResponse
 from starlette.routing import Route
 
-from asyncsess import Session, SessionClosedError, SessionStore, put
+from asyncsess import LockTimeoutError, Session, SessionClosedError, SessionStore, put
 from asyncsess.web import CookiePolicy, asgi
 from tests.conftest import NewStore, stored
 from tests.web.conftest import new_browser, status_of, visit
@@ -205,3 +205,51 @@ async def test_what_replaces_the_session_in_the_scope_is_stored_by_the_outer_of_
     async with by_uvicorn(app) as url, new_browser(cookies={"a": session_id}) as visitor:
         assert await visit(visitor, url) == "done"
         assert await stored(store, session_id) == {"n": "another"}
+
+
+class WritesAfterwards:
+    """A middleware between two others that changes the session of the outer once the inner has answered."""
+
+    def __init__(self, app: Any) -> None:
+        self._app = app
+
+    async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
+        sent: list[Any] = []
+
+        async def hold(message: Any) -> None:
+            sent.append(message)
+
+        await self._app(scope, receive, hold)
+        scope["session"]["seen"] = True
+        for message in sent:
+            await send(message)
+
+
+async def test_what_lies_between_two_middlewares_may_still_change_the_session_of_the_outer(
+    store: SessionStore,
+) -> None:
+    async def endpoint(request: Request) -> PlainTextResponse:
+        return PlainTextResponse("done")
+
+    inner = asgi.SessionMiddleware(Starlette(routes=[Route("/", endpoint)]), store, B, scope_key=None)
+    session_id = await store.create({"n": 0})
+    async with by_uvicorn(asgi.SessionMiddleware(WritesAfterwards(inner), store, A), lifespan="off") as url:
+        async with new_browser(cookies={"a": session_id}) as visitor:
+            assert await visit(visitor, url) == "done"
+        assert await stored(store, session_id) == {"n": 0, "seen": True}
+    await store.aclose()
+
+
+async def test_an_error_after_the_session_in_the_scope_was_replaced_is_answered_by_both_of_two(
+    store: SessionStore,
+) -> None:
+    async def endpoint(request: Request) -> PlainTextResponse:
+        request.scope["session"] = {"n": "another"}
+        raise LockTimeoutError(1.0, None)
+
+    inner = asgi.SessionMiddleware(Starlette(routes=[Route("/", endpoint)]), store, B, scope_key=None)
+    session_id = await store.create({"n": 0})
+    async with by_uvicorn(asgi.SessionMiddleware(inner, store, A)) as url:
+        async with new_browser(cookies={"a": session_id}) as visitor:
+            assert await status_of(visitor, url) == 503
+        assert await stored(store, session_id) == {"n": 0}

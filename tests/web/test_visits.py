@@ -201,7 +201,7 @@ async def test_a_conflict_is_answered_by_409_and_nothing_is_stored(
         await visit(browser, url + "/put?key=n&value=before")
         async with browser.get(url + "/handle") as response:
             assert response.status == 409
-            assert "please try again" in await response.text()
+            assert "Please try again" in await response.text()
             assert "Set-Cookie" not in response.headers
         assert await shown(browser, url) == {"n": "theirs"}
 
@@ -291,6 +291,7 @@ async def test_a_poll_does_not_keep_a_session_alive(
 
     add_basics(site)
     site.add("/poll", poll)
+    site.scope_key = None  # else each request uses the session
     async with site.serve(new_store(idle_timeout=100)) as url:
         await visit(browser, url + "/put?key=n&value=1")
         for seconds, values in ((60, {"n": "1"}), (60, {})):

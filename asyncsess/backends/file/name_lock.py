@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import logging
 import os
@@ -64,7 +65,14 @@ class NameLock(Acquisition):
         """Put a locked file in the place of a late holder's, and let nobody in between, who would not know."""
         who, root_fd = late.holder(), self._files.directory.fd
         lease = self._lease = self._new_lease()
-        new = self._files.make(b"", lease.encoded(), b"", None)
+        try:
+            new = self._files.make(b"", lease.encoded(), b"", None)
+        except OSError as error:
+            if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+                raise
+            os.unlink(self._name, dir_fd=root_fd)  # which needs no room
+            self.was_late = True
+            return self._replaced()
         try:
             os.rename(new.name, self._name, src_dir_fd=root_fd, dst_dir_fd=root_fd)
         except BaseException:

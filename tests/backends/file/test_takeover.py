@@ -7,6 +7,7 @@ step of the protocol out shows that this would be noticed.
 from __future__ import annotations
 
 import asyncio
+import errno
 import math
 import os
 from collections.abc import AsyncIterator, Callable, Coroutine, Iterator
@@ -288,3 +289,21 @@ async def test_nobody_comes_between_a_late_holder_of_a_variable_and_who_takes_ov
         await first.aclose()
         await second.aclose()
     assert could_lock == [False]
+
+
+async def test_a_late_holder_of_a_variable_is_followed_on_a_full_disk(
+    directory: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(self: Files) -> None:
+        raise OSError(errno.ENOSPC, "no space left on device")
+
+    first, second = FileBackend(directory), FileBackend(directory)
+    try:
+        late = first.hold_name(KEY, "v", timeout=0, holder=holder("H"), lease=0.01)
+        async with late:
+            monkeypatch.setattr(Files, "_new_file", full)
+            async with second.hold_name(KEY, "v", timeout=10, holder=holder("a")) as follower:
+                assert follower.was_late
+    finally:
+        await first.aclose()
+        await second.aclose()
