@@ -211,15 +211,16 @@ async def test_random_cancellations_under_load_lose_and_leak_nothing(tmp_path: P
         await warm_up(store)
         before = descriptors()
         session_id = await store.create({"n": 0})
-        committed = 0
+        committed = uncertain = 0
 
         async def increment(handle: FileStore) -> None:
-            nonlocal committed
+            nonlocal committed, uncertain
             async with handle.open(session_id) as session:
                 session["n"] += 1
                 await asyncio.sleep(dice.choice((0, 0, 0.001)))
+                uncertain += 1  # cancelled in a thread, while the disk is slow, it is stored before that comes out
                 await session.save()
-                committed += 1
+                uncertain, committed = uncertain - 1, committed + 1
 
         tasks = set[asyncio.Task[None]]()
         for _ in range(3000):
@@ -232,7 +233,7 @@ async def test_random_cancellations_under_load_lose_and_leak_nothing(tmp_path: P
                 tasks.discard(victim)
         await asyncio.gather(*tasks, return_exceptions=True)
         async with store.open(session_id) as session:
-            assert session["n"] == committed
+            assert committed <= session["n"] <= committed + uncertain
         await look_for_leftovers(store, tmp_path, before)
 
 

@@ -10,6 +10,7 @@ return PlainTextResponse("added")
 
 from __future__ import annotations
 
+import asyncio
 import sys
 from collections.abc import Callable
 from functools import partial
@@ -198,6 +199,7 @@ class _Response:
         self._session: ScopeSession | None = None
         self._is_replaced = False
         self._held: list[Message] = []
+        self._sending = asyncio.Lock()
 
     async def of(self, app: ASGIApp, receive: Receive) -> None:
         """Have the application respond."""
@@ -225,7 +227,9 @@ class _Response:
 
     async def _receive(self, receive: Receive) -> Message:
         """Receive for an application, which goes on: so what it has sent is its answer."""
-        await self._send_held()
+        if self._held:
+            async with self._sending:
+                await self._send_held()
         return await receive()
 
     async def _send(self, message: Message) -> None:
@@ -236,6 +240,10 @@ class _Response:
         """
         if self._is_replaced:
             raise _Unheard
+        async with self._sending:  # one after the other
+            await self._pass_on(message)
+
+    async def _pass_on(self, message: Message) -> None:
         status_of = _STATUS_OF.get(message["type"])
         if status_of is None or self._visit.has_left:
             await (self._send_on(message) if not self._held else self._hold(message))

@@ -5,9 +5,8 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable
 from contextlib import AbstractAsyncContextManager
-from copy import deepcopy
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, NoReturn
+from typing import TYPE_CHECKING, NoReturn
 
 from asyncsess.errors import CodecError, SessionNotFoundError
 from asyncsess.keeper import WRITABLE, State
@@ -50,7 +49,8 @@ class Block:
         self._is_readonly = is_readonly
         self.is_begun = False
         self._failure: BaseException | None = None
-        self._was_destroyed = self._is_nested = False
+        self._was_destroyed = False
+        self._told = ""
 
     def __await__(self) -> NoReturn:
         raise TypeError(
@@ -72,9 +72,6 @@ class Block:
         if visit.failure is not None:
             raise visit.failure
         if not self._is_readonly:
-            if (locked := visit.locked()) is not None:
-                self.session, self.opening, self._is_nested = locked, Nested(locked), True
-                return await self.opening.__aenter__()
             visit.check_alone()
         if (session_id := visit.session_id) is not None:
             self.opening = self._resume(session_id)
@@ -88,7 +85,7 @@ class Block:
         return self._entered(await self.opening.__aenter__())
 
     def _entered(self, session: Session) -> Session:
-        self.session = session
+        self.session, self._told = session, "" if self.is_begun else session.id
         if self._visit.has_left:
             session.pin()
         self._visit.joined(self)
@@ -109,9 +106,6 @@ class Block:
         traceback: TracebackType | None = None,
     ) -> None:
         """Leave the session; without an error, commit it."""
-        if self._is_nested:
-            await self.opening.__aexit__(kind, error, traceback)
-            return
         self._visit.catch_up()
         self._visit.left(self)
         if error is None and self._failure is not None:  # it was told then, and there is nothing more to commit
@@ -145,28 +139,17 @@ class Block:
         await self.session.rollback()
 
     def note(self) -> None:
-        """Tell the visit what has become of the session; of its end, once."""
-        if not self._was_destroyed:
-            self._was_destroyed = self.session.state is State.DESTROYED
-            self._visit.note(self, is_destroyed=self._was_destroyed)
-
-
-class Nested:
-    """A block within a session that its request has locked: what it changes is committed with the rest."""
-
-    def __init__(self, session: Session) -> None:
-        self._session = session
-        self._before: dict[str, Any] = {}
-
-    async def __aenter__(self) -> Session:
-        self._before = deepcopy(dict(self._session))
-        return self._session
-
-    async def __aexit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
-    ) -> None:
-        if error is not None and self._session.state in WRITABLE:
-            self._session.replace(self._before)
+        """Tell the visit what has become of the session: each id that this gave it, and its end, once."""
+        session, visitor = self.session, self._visit.visitor
+        if self._was_destroyed or (session.is_new and session.state is not State.DESTROYED):
+            return
+        if session.state is State.DESTROYED:
+            self._was_destroyed = True
+            visitor.loses()
+        elif session.id != self._told and (session.has_new_id or (self.is_begun and visitor.session_id is None)):
+            is_begun, self._told = visitor.session_id is None, session.id
+            visitor.gets(session)
+            self._visit.moved(self, is_begun=is_begun and self.is_begun)
 
 
 class Limited:

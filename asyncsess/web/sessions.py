@@ -97,8 +97,8 @@ def retry_on_conflict(*, times: int = ...) -> Callable[[Handler[P, R]], Handler[
 def retry_on_conflict(handler: Handler[P, R] | None = None, *, times: int = 5) -> Any:
     """Run a handler again, on fresh data, when what it changed by `get_session` or `edit_session` meets a conflict.
 
-    The last time, what `get_session` gives is locked, and meets none. The handler should do nothing else that must not
-    happen twice.
+    The last time, what `get_session` gives is locked, and meets none, if the handler opens the session in no other way.
+    Whatever it had stored before the conflict, by a block that had ended or by `flash`, happens again, like all else.
 
         @retry_on_conflict
         async def checkout(request): ...

@@ -47,7 +47,7 @@ class Visit:
         self.visitor = Visitor(settings, value)
         self._blocks: list[Block] = []
         self._main: Block | None = None
-        self._is_used = self._has_ended = False
+        self._is_used = self._are_others = self._has_ended = False
         self._earlier: tuple[dict[str, Any], dict[str, Any]] | None = None
         self.failure: SessionError | None = None
         self._loading, self._beginning = asyncio.Lock(), asyncio.Lock()
@@ -71,8 +71,6 @@ class Visit:
 
     def edit(self, *, resolve: Resolve = None, timeout: Timeout = None) -> Block:
         """Edit the visitor's session, or a new one, as `SessionStore.edit`."""
-        if self.is_locking:
-            return self.open(timeout=timeout)
 
         def edit(session_id: str | None = None) -> Opening:
             return self.settings.store.edit(session_id, resolve=resolve, timeout=timeout)
@@ -96,7 +94,7 @@ class Visit:
     async def session(self) -> Session:
         """Return the session of the whole request: the same each time, committed before the headers leave."""
         self.is_accessed = self._is_used = True
-        return await self.load(lock=self.is_locking)
+        return await self.load(lock=self.is_locking and not self._are_others)
 
     async def load(self, *, lock: bool = False) -> Session:
         """Return the session of the whole request, without noting that it is accessed.
@@ -113,9 +111,9 @@ class Visit:
                 store = self.settings.store
                 opens = store.open if lock else store.edit
                 start = store.open if lock else partial(store.edit, None)
-                block = Block(self, opens, start)
+                block, are_others = Block(self, opens, start), self._are_others
                 await block.enter(is_late_fine=True)
-                self._main = block
+                self._main, self._are_others = block, are_others
             return self._main.session
 
     async def try_load(self) -> None:
@@ -161,13 +159,17 @@ class Visit:
             if (mine := self._own()) is not None:
                 return _run(operations, mine.session)
             if self.session_id is None:
-                async with self.open() as session:
-                    return _run(operations, session)
+                return await self._begin(operations)
         try:
             return await self.settings.store.apply(self.session_id, *operations, timeout=timeout)
         except SessionNotFoundError as error:
             self.visitor.forget(error)
-        return await self.apply(*operations, timeout=timeout)
+        async with self._beginning:
+            return await self._begin(operations)
+
+    async def _begin(self, operations: Sequence[Operation]) -> tuple[Any, ...]:
+        async with self.open() as session:
+            return _run(operations, session)
 
     def _own(self) -> Block | None:
         """Return the block of this request that keeps all others from changing the session, if there is one."""
@@ -175,12 +177,6 @@ class Visit:
             if block.session.state is State.EXCLUSIVE or self._begins(block):
                 return block
         return None
-
-    def locked(self) -> Session | None:
-        """Return the session that this request has locked, if what it opens in its last try is to be the same."""
-        if not self.is_locking:
-            return None
-        return next((block.session for block in self._blocks if block.session.state is State.EXCLUSIVE), None)
 
     # The end.
 
@@ -212,7 +208,7 @@ class Visit:
             raise late
 
     async def keep(self) -> bool:
-        """Commit all that is open, and keep the session of the whole request open; return whether that was stored.
+        """Commit the session of the whole request, and keep it open; return whether there was something to store.
 
         Raises:
             SessionError: As `finish`.
@@ -220,17 +216,11 @@ class Visit:
         if self.before_end is not None:
             self.before_end()
         main = self._main
-        if main is None or main not in self._blocks:
-            await self.settle()
+        if main is None or main.session.state not in WRITABLE or not main.session.is_modified:
             return False
-        for block in self._blocks[:]:
-            if block is not main:
-                await block.settle(is_failure=False)
-        before = main.session.version
-        if main.session.state in WRITABLE and main.session.is_modified:
-            self._check_not_late(main)
-            await main.session.save()
-        return main.session.version != before
+        self._check_not_late(main)
+        await main.session.save()
+        return True
 
     async def finish(self, status: int) -> None:
         """Settle what is open, since the headers of an answer are about to leave.
@@ -275,21 +265,25 @@ class Visit:
         """Get ready for a handler to run for the so-many-th time, of so many at most.
 
         The session of the whole request is begun anew, for those who have it from the scope, with what was changed in
-        it before the handler ran for the first time. The last time it is locked, if anybody uses it.
+        it before the handler ran for the first time. The last time it is locked, if the handler uses it, and opens the
+        session in no other way, which would wait for it.
         """
-        self.is_locking = number == times
-        main = self._main
+        self.is_locking, main = 1 < number == times, self._main
+        if number == 1:
+            self._are_others = False
         if main is None:
             return
         if number == 1:
             session = main.session
             self._earlier = (session.stored(), deepcopy(dict(session))) if session.is_modified else None
-            if not self.is_locking:
+            if session.state is not State.EXCLUSIVE:  # which another handler that was run again has left
                 return
         if self.before_end is not None:
             self.before_end()
-        await self._end()
-        session = await self.load(lock=self.is_locking and (self._is_used or number == 1))
+        self._main = None
+        await main.settle(is_failure=True)
+        await main.leave()
+        session = await self.load(lock=self.is_locking and self._is_used and not self._are_others)
         if self._earlier is not None:
             base, ours = self._earlier
             session.replace(merge(base, ours, session.stored()))
@@ -326,6 +320,7 @@ class Visit:
 
     def joined(self, block: Block) -> None:
         """Note a block that is open."""
+        self._are_others |= not isinstance(block.opening, AbsentOpening)
         self._blocks.append(block)
 
     def left(self, block: Block) -> None:
@@ -333,21 +328,15 @@ class Visit:
         if block in self._blocks:
             self._blocks.remove(block)
 
-    def note(self, block: Block, *, is_destroyed: bool = False) -> None:
-        """Note what has become of the session, and what the browser is to be told of it.
+    def moved(self, block: Block, *, is_begun: bool) -> None:
+        """Go on in all blocks under the id that one of them has given the session, or begun it under.
 
         Whoever came with an id that was replaced a moment ago is not told the new one, which may have been made to keep
         him out.
         """
-        visitor, session = self.visitor, block.session
-        is_begun = block.is_begun and visitor.session_id is None
-        if is_destroyed:
-            visitor.loses()
-        elif not session.is_new and (is_begun or (session.has_new_id and session.id != visitor.session_id)):
-            visitor.gets(session)
-            for other in self._blocks:
-                if other is not block and isinstance(other.opening, EditOpening):
-                    other.opening.follow(session.id, is_begun=is_begun)
+        for other in self._blocks:
+            if other is not block and isinstance(other.opening, EditOpening):
+                other.opening.follow(block.session.id, is_begun=is_begun)
 
 
 def _run(operations: Sequence[Operation], session: Session) -> tuple[Any, ...]:

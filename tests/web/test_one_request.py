@@ -15,6 +15,7 @@ from starlette.routing import Route
 
 from asyncsess import LockTimeoutError, SessionStore, increment
 from asyncsess.backends.file.held import FileHeld
+from asyncsess.testing import FakeClock
 from asyncsess.web import CookiePolicy, asgi, login, logout
 from tests.conftest import NewStore, keys_of, stored
 from tests.web.conftest import new_browser, status_of, visit
@@ -144,6 +145,60 @@ async def test_an_edit_goes_on_under_the_id_that_another_block_gives(
         assert await shown(browser, url) == {"n": "1"} | ADA
 
 
+async def test_a_session_that_others_end_in_the_meantime_is_not_told_again(
+    site: Site, store: SessionStore, browser: aiohttp.ClientSession, clock: FakeClock
+) -> None:
+    async def handle(request: Any) -> str:
+        session = await site.web.get_session(request)
+        await login(session, "ada")
+        clock.advance(1)
+        await store.destroy(session.id)
+        await site.web.flash(request, "hi")
+        return "done"
+
+    site.add("/handle", handle)
+    async with site.serve(store) as url, browser.get(url + "/handle") as response:
+        assert response.status == 409
+
+
+async def test_a_visitor_who_logs_out_in_another_block_begins_anew(
+    site: Site, store: SessionStore, browser: aiohttp.ClientSession
+) -> None:
+    async def handle(request: Any) -> str:
+        session = await site.web.get_session(request)
+        session["a"] = 1
+        await session.save()
+        async with site.web.open_session(request) as locked:
+            await logout(locked)
+        await site.web.flash(request, "bye")
+        return "done"
+
+    add_basics(site)
+    site.add("/handle", handle)
+    async with site.serve(store) as url:
+        assert await visit(browser, url + "/handle") == "done"
+        assert await shown(browser, url) == {"_flashes": [["bye", "info"]]}
+
+
+async def test_the_newest_of_several_ids_is_told(
+    site: Site, store: SessionStore, browser: aiohttp.ClientSession
+) -> None:
+    async def handle(request: Any) -> str:
+        async with site.web.open_session(request) as session:
+            await session.regenerate_id(grace=0)
+            await session.release()
+            async with site.web.open_session(request) as again:
+                await login(again, "ada")
+        return "done"
+
+    add_basics(site)
+    site.add("/handle", handle)
+    async with site.serve(store) as url:
+        await visit(browser, url + "/put?key=n&value=1")
+        assert await visit(browser, url + "/handle") == "done"
+        assert (await shown(browser, url))["_owner"]["id"] == "ada"
+
+
 @pytest.mark.parametrize("io", ["loop", "thread"])
 async def test_operations_of_a_new_visitor_at_once_are_all_stored(
     site: Site, new_store: NewStore, browser: aiohttp.ClientSession, io: str
@@ -269,3 +324,25 @@ async def test_an_application_that_goes_on_after_its_500_has_sent_it(store: Sess
             assert (response.status, await response.text()) == (500, "sorry")
         await asyncio.wait_for(left.wait(), 10)
     await store.aclose()
+
+
+async def test_parts_of_a_500_leave_in_order(store: SessionStore) -> None:
+    sent: list[Any] = []
+
+    async def slow(message: Any) -> None:
+        await asyncio.sleep(0.01)
+        sent.append(message.get("body", "start"))
+
+    async def app(scope: Any, receive: Any, send: Any) -> None:
+        await send({"type": "http.response.start", "status": 500, "headers": []})
+        leaving = asyncio.create_task(receive())
+        await send({"type": "http.response.body", "body": b"1", "more_body": True})
+        await asyncio.sleep(0.005)
+        await send({"type": "http.response.body", "body": b"2"})
+        await leaving
+
+    async def receive() -> Any:
+        return {"type": "http.disconnect"}
+
+    await asgi.SessionMiddleware(app, store, PLAIN, scope_key=None)({"type": "http", "headers": []}, receive, slow)
+    assert sent == ["start", b"1", b"2"]

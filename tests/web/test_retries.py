@@ -145,10 +145,18 @@ async def test_a_conflict_of_another_cookies_session_is_one_too_unless_something
 async def test_a_message_may_be_left_in_the_last_try_which_is_locked(
     site: Site, store: SessionStore, browser: aiohttp.ClientSession
 ) -> None:
-    @site.web.retry_on_conflict(times=1)
+    runs = 0
+
+    @site.web.retry_on_conflict(times=2)
     async def handle(request: Any) -> str:
-        (await site.web.get_session(request))["n"] = "2"
-        await site.web.flash(request, "saved")
+        nonlocal runs
+        runs += 1
+        session = await site.web.get_session(request)
+        if runs == 1:
+            await store.apply(session.id, put("n", "theirs"))
+        session["n"] = "2"
+        if runs == 2:
+            await site.web.flash(request, "saved")
         return "done"
 
     async def see(request: Any) -> str:
@@ -199,7 +207,7 @@ async def test_the_methods_of_views_are_run_again(store: SessionStore) -> None:
 
 
 @pytest.mark.parametrize("way", ["edit", "open and edit", "get and edit", "synchronize"])
-async def test_whatever_opens_the_session_meets_no_conflict_the_last_time(
+async def test_a_handler_that_opens_the_session_in_several_ways_does_not_wait_for_itself(
     site: Site, store: SessionStore, way: str
 ) -> None:
     runs = 0
@@ -216,14 +224,8 @@ async def test_whatever_opens_the_session_meets_no_conflict_the_last_time(
         is_edit = way != "synchronize"
         opens = site.web.edit_session(request) if is_edit else site.web.synchronize_session(request, "n")
         async with opens as session:
-            disturbance = store.apply(session.id, increment("n", 10), timeout=0)
             if runs == 1:
-                await disturbance
-            elif is_edit:
-                with pytest.raises(LockTimeoutError):
-                    await asyncio.create_task(disturbance)
-            else:
-                disturbance.close()
+                await store.apply(session.id, increment("n", 10))
             session["n"] += 1
         return Fine()
 
@@ -237,29 +239,6 @@ async def test_whatever_opens_the_session_meets_no_conflict_the_last_time(
         assert await visit(visitor, url + "/handle") == "done"
         assert runs == 2
         assert await stored(store, session_id) == {"n": 11, "m": 2 if " and " in way else 0}
-
-
-async def test_a_block_that_fails_within_the_locked_session_takes_back_what_it_did(
-    site: Site, store: SessionStore
-) -> None:
-    @site.web.retry_on_conflict(times=1)
-    async def handle(request: Any) -> Any:
-        (await site.web.get_session(request))["kept"] = True
-        with pytest.raises(ZeroDivisionError):
-            async with site.web.edit_session(request) as session:
-                session["list"].append(1)
-                raise ZeroDivisionError
-        return Fine()
-
-    async def outer(request: Any) -> str:
-        await handle(request)
-        return "done"
-
-    site.add("/handle", outer)
-    session_id = await store.create({"list": []})
-    async with site.serve(store) as url, new_browser(cookies={"session": session_id}) as visitor:
-        assert await visit(visitor, url + "/handle") == "done"
-        assert await stored(store, session_id) == {"list": [], "kept": True}
 
 
 async def test_what_happens_before_and_after_a_retried_handler_is_stored_too(site: Site, store: SessionStore) -> None:
@@ -345,3 +324,77 @@ async def test_a_session_is_no_argument_of_what_is_run_again(store: SessionStore
         async with httpx.AsyncClient(transport=transport, base_url="http://localhost") as client:
             with pytest.raises(TypeError, match="open the session inside of the handler"):
                 await client.get("/")
+
+
+async def test_one_handler_after_another_may_be_run_again(site: Site, store: SessionStore) -> None:
+    runs = 0
+
+    @site.web.retry_on_conflict(times=2)
+    async def first(request: Any) -> Any:
+        nonlocal runs
+        runs += 1
+        session = await site.web.get_session(request)
+        if runs == 1:
+            await store.apply(session.id, put("n", "theirs"))
+        session["n"] = 1
+        return Fine()
+
+    @site.web.retry_on_conflict
+    async def second(request: Any) -> Any:
+        async with site.web.edit_session(request) as session:
+            session["m"] = 1
+        return Fine()
+
+    async def both(request: Any) -> str:
+        await first(request)
+        await second(request)
+        return "done"
+
+    site.add("/handle", both)
+    session_id = await store.create({})
+    async with site.serve(store) as url, new_browser(cookies={"session": session_id}) as visitor:
+        assert await visit(visitor, url + "/handle") == "done"
+        assert await stored(store, session_id) == {"n": 1, "m": 1}
+
+
+async def test_what_is_open_around_a_retried_handler_stays_open(site: Site, store: SessionStore) -> None:
+    runs = 0
+
+    @site.web.retry_on_conflict
+    async def handle(request: Any) -> Any:
+        nonlocal runs
+        runs += 1
+        session = await site.web.get_session(request)
+        if runs == 1:
+            await store.apply(session.id, increment("n", 10))
+        session["n"] += 1
+        return Fine()
+
+    async def outer(request: Any) -> str:
+        async with site.web.edit_session(request) as session:
+            session["before"] = True
+            await handle(request)
+            session["after"] = True
+        return "done"
+
+    site.add("/handle", outer)
+    session_id = await store.create({"n": 0})
+    async with site.serve(store) as url, new_browser(cookies={"session": session_id}) as visitor:
+        assert await visit(visitor, url + "/handle") == "done"
+        assert (runs, await stored(store, session_id)) == (2, {"n": 11, "before": True, "after": True})
+
+
+@pytest.mark.parametrize("times", [1, 2])
+async def test_what_a_block_has_stored_stays_whatever_the_answer(site: Site, store: SessionStore, times: int) -> None:
+    @site.web.retry_on_conflict(times=times)
+    async def handle(request: Any) -> Any:
+        (await site.web.get_session(request))["dropped"] = True
+        await site.web.apply_session(request, increment("other"), cookie="b")
+        raise site.abort(404)
+
+    site.add("/handle", handle)
+    cookies = {name: await store.create({}) for name in "ab"}
+    policies = [CookiePolicy(name, secure=False) for name in "ab"]
+    async with site.serve(store, *policies) as url, new_browser(cookies=cookies) as visitor:
+        assert await status_of(visitor, url + "/handle") == 404
+        assert [await stored(store, session_id) for session_id in cookies.values()] == [{}, {"other": 1}]
