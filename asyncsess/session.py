@@ -292,15 +292,22 @@ class Session(MutableMapping[str, Any]):
         self.load({} if baseline is None else self._codec.decode(baseline), baseline)
 
     def replace(self, values: dict[str, Any]) -> None:
-        """Hold other values, none of which has been checked."""
-        self._values = values
+        """Hold other values, none of which has been checked; whoever has a list or a mapping of these keeps it."""
+        self._take_over(values)
         self._touched.update(values)
         self._is_changed = self._is_exposed = True
 
     def rebase(self, values: dict[str, Any], baseline: bytes) -> None:
         """Hold other values, of which the store has ``baseline``; whoever has a list or a mapping of these keeps it."""
+        self._take_over(values)
+        self._baseline = baseline
+        self._is_changed = self.encoded() != baseline
+
+    def _take_over(self, values: dict[str, Any]) -> None:
         for key, value in values.items():
             mine = self._values.get(key)
+            if mine is value:
+                continue
             if type(mine) is list and type(value) is list:
                 mine[:] = value
                 values[key] = mine
@@ -308,8 +315,6 @@ class Session(MutableMapping[str, Any]):
                 _exchange(mine, value)
                 values[key] = mine
         self._values = values
-        self._baseline = baseline
-        self._is_changed = self.encoded() != baseline
 
     def take_changes(self) -> bytes | None:
         """Return `changes` to commit them: what is changed from here on is for the next commit."""

@@ -35,6 +35,7 @@ class Block:
         session: The session, once the block is entered.
         opening: What holds it.
         is_begun: Whether this block begins it.
+        is_leaving: Whether it is being stored.
     """
 
     session: Session
@@ -49,7 +50,7 @@ class Block:
         self._is_readonly = is_readonly
         self.is_begun = False
         self._failure: BaseException | None = None
-        self._was_destroyed = False
+        self._was_destroyed = self.is_leaving = False
         self._told = ""
 
     def __await__(self) -> NoReturn:
@@ -107,19 +108,18 @@ class Block:
     ) -> None:
         """Leave the session; without an error, commit it."""
         self._visit.catch_up()
-        self._visit.left(self)
+        self.is_leaving = True
         if error is None and self._failure is not None:  # it was told then, and there is nothing more to commit
             kind, error = type(self._failure), self._failure
         try:
             await self.opening.__aexit__(kind, error, traceback)
         finally:
-            self.note()
+            self._left()
 
     async def settle(self, *, is_failure: bool) -> None:
         """Commit, or roll back, and give the lock back; the block may still read."""
         self._visit.catch_up()
-        self._visit.left(self)
-        session = self.session
+        self.is_leaving, session = True, self.session
         try:
             if session.state in WRITABLE:
                 await (self._drop() if is_failure else session.release())
@@ -127,7 +127,12 @@ class Block:
             self._failure = error
             raise
         finally:
-            self.note()
+            self._left()
+
+    def _left(self) -> None:
+        self._visit.left(self)
+        self.is_leaving = False
+        self.note()
 
     async def _drop(self) -> None:
         try:

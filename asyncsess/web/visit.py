@@ -175,7 +175,7 @@ class Visit:
         """Return the block of this request that keeps all others from changing the session, if there is one."""
         for block in self._blocks:
             if block.session.state is State.EXCLUSIVE or self._begins(block):
-                return block
+                return None if block.is_leaving else block
         return None
 
     # The end.
@@ -316,7 +316,8 @@ class Visit:
 
     def _begins(self, block: Block) -> bool:
         session = block.session
-        return block.is_begun and session.is_new and session.state in WRITABLE and block is not self._main
+        is_open = block.is_leaving or session.state in WRITABLE
+        return block.is_begun and session.is_new and is_open and block is not self._main
 
     def joined(self, block: Block) -> None:
         """Note a block that is open."""

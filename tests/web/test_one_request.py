@@ -13,7 +13,7 @@ from starlette.requests import Request
 from starlette.responses import PlainTextResponse
 from starlette.routing import Route
 
-from asyncsess import LockTimeoutError, SessionStore, increment
+from asyncsess import DeadlockError, LockTimeoutError, SessionStore, append, increment
 from asyncsess.backends.file.held import FileHeld
 from asyncsess.testing import FakeClock
 from asyncsess.web import CookiePolicy, asgi, login, logout
@@ -212,6 +212,51 @@ async def test_operations_of_a_new_visitor_at_once_are_all_stored(
     async with site.serve(new_store(io=io)) as url:
         await visit(browser, url + "/handle")
         assert await shown(browser, url) == {"a": 1, "b": 1, "c": 1}
+
+
+async def test_two_that_begin_the_session_at_once_on_a_slow_disk_are_not_two_in_silence(
+    site: Site, new_store: NewStore, browser: aiohttp.ClientSession
+) -> None:
+    async def put(request: Any, key: str) -> None:
+        async with site.web.open_session(request) as session:
+            session[key] = 1
+
+    async def handle(request: Any) -> str:
+        begins = asyncio.create_task(put(request, "a"))
+        await asyncio.sleep(0)
+        await asyncio.sleep(0)
+        with pytest.raises(DeadlockError, match="begins its session in another block"):
+            await put(request, "b")
+        await begins
+        return "done"
+
+    add_basics(site)
+    site.add("/handle", handle)
+    store = new_store(io="thread")
+    async with site.serve(store) as url:
+        assert await visit(browser, url + "/handle") == "done"
+        assert await shown(browser, url) == {"a": 1}
+        assert len(await keys_of(store)) == 1
+
+
+async def test_what_a_handler_has_of_its_session_stays_part_of_it(
+    site: Site, store: SessionStore, browser: aiohttp.ClientSession
+) -> None:
+    async def handle(request: Any) -> str:
+        async with site.web.open_session(request) as session:
+            session["cart"], session["user"] = ["cup"], {"name": "ada"}
+            cart, user = session["cart"], session["user"]
+            await site.web.apply_session(request, append("cart", "tea"), increment(("user", "visits")))
+            cart.append("pot")
+            user["age"] = 36
+        return "done"
+
+    add_basics(site)
+    site.add("/handle", handle)
+    async with site.serve(store) as url:
+        await visit(browser, url + "/handle")
+        user = {"name": "ada", "visits": 1, "age": 36}
+        assert await shown(browser, url) == {"cart": ["cup", "tea", "pot"], "user": user}
 
 
 @pytest.mark.parametrize("way", ["open", "get"])
