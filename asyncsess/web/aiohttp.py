@@ -137,7 +137,7 @@ def _middleware(all_settings: Sequence[Settings]) -> Middleware:
         try:
             return await _answered(visits, request, handler)
         except BaseException as error:
-            if any(visit.has_left for visit in visits):
+            if any(visit.visitor.has_left for visit in visits):
                 raise
             _forget_stream(request)
             answer = all_settings[0].answer(error) if isinstance(error, SessionError) else None
@@ -170,8 +170,7 @@ async def _answered(visits: Sequence[Visit], request: web.Request, handler: Hand
 
 async def _settle(visits: Sequence[Visit], status: int) -> None:
     for visit in visits:
-        if visit.is_open:
-            await visit.settle(is_failure=not visit.settings.commits(status))
+        await visit.finish(status)
 
 
 async def _prepare(request: web.Request, response: web.StreamResponse) -> None:

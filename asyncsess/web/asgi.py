@@ -245,7 +245,7 @@ class _Response:
 
     async def _pass_on(self, message: Message) -> None:
         status_of = _STATUS_OF.get(message["type"])
-        if status_of is None or self._visit.has_left:
+        if status_of is None or self._visit.visitor.has_left:
             await (self._send_on(message) if not self._held else self._hold(message))
             return
         status = status_of(message)
@@ -280,7 +280,7 @@ class _Response:
         await visit.settle(is_failure=True)
         if self._held:
             await self._send_held()
-        elif not visit.has_left and visit.visitor.has_news and self._scope["type"] == "http":
+        elif not visit.visitor.has_left and visit.visitor.has_news and self._scope["type"] == "http":
             await respond(self._send_on, Answer(_SERVER_ERROR, "Internal Server Error\n"), self._leave())
 
     def _leave(self) -> list[tuple[str, str]]:
@@ -289,7 +289,7 @@ class _Response:
         if len(headers) > 1:
             host = header(self._scope["headers"], b"host")
             self._visit.settings.warn_if_unfit(self._scope.get("scheme", "http"), host)
-        self._told += headers
+        self._told += [(name, value) for name, value in headers if name == "Set-Cookie"]
         return headers
 
     def _look_for_another_session(self) -> None:
@@ -303,7 +303,7 @@ class _Response:
 
     async def _is_answered(self, error: SessionError) -> bool:
         """Answer to an error, unless that was done, or is too late; return whether there is an answer."""
-        return self._is_replaced or (not self._visit.has_left and await self._answer(error))
+        return self._is_replaced or (not self._visit.visitor.has_left and await self._answer(error))
 
     async def _answer(self, error: SessionError) -> bool:
         """Answer to an error; return False if the application is to do that."""
@@ -312,8 +312,7 @@ class _Response:
         if answer is None:
             return False
         self._is_replaced = True
-        inner = [(name, value) for name, value in self._told if name == "Set-Cookie"]
-        headers = [*inner, *self._leave()]
+        headers = [*self._told, *self._leave()]
         if self._scope["type"] == "http":
             await respond(self._send_on, answer, headers)
         elif "websocket.http.response" in self._scope.get("extensions", {}):

@@ -87,7 +87,7 @@ class Block:
 
     def _entered(self, session: Session) -> Session:
         self.session, self._told = session, "" if self.is_begun else session.id
-        if self._visit.has_left:
+        if self._visit.visitor.has_left:
             session.pin()
         self._visit.joined(self)
         return session
@@ -144,7 +144,11 @@ class Block:
         await self.session.rollback()
 
     def note(self) -> None:
-        """Tell the visit what has become of the session: each id that this gave it, and its end, once."""
+        """Tell the visit what has become of the session: each id that this gave it, and its end, once.
+
+        Whoever came with an id that was replaced a moment ago is not told the new one, which may have been made to keep
+        him out.
+        """
         session, visitor = self.session, self._visit.visitor
         if self._was_destroyed or (session.is_new and session.state is not State.DESTROYED):
             return

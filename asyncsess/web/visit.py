@@ -37,20 +37,20 @@ class Visit:
         is_accessed: Whether the answer depends on the session.
         before_end: What is to be done before anything is committed.
         failure: What went wrong when the session was loaded beforehand; told to whoever asks for the session.
-        is_locking: Whether the handler runs for the last time: what it opens is locked, so that it meets no conflict.
+        has_stored: Whether anything was committed since the handler began, so that another run would do it twice.
     """
 
     def __init__(self, settings: Settings, value: str | None) -> None:
         self.settings = settings
-        self.is_accessed = self.is_locking = False
+        self.is_accessed = self.has_stored = False
         self.before_end: Callable[[], None] | None = None
         self.visitor = Visitor(settings, value)
         self._blocks: list[Block] = []
         self._main: Block | None = None
-        self._is_used = self._are_others = self._has_ended = False
+        self._is_used = self._are_others = self._is_last_try = self._has_ended = False
         self._earlier: tuple[dict[str, Any], dict[str, Any]] | None = None
         self.failure: SessionError | None = None
-        self._loading, self._beginning = asyncio.Lock(), asyncio.Lock()
+        self._opening = asyncio.Lock()
 
     # The ways to open the session.
 
@@ -94,7 +94,7 @@ class Visit:
     async def session(self) -> Session:
         """Return the session of the whole request: the same each time, committed before the headers leave."""
         self.is_accessed = self._is_used = True
-        return await self.load(lock=self.is_locking and not self._are_others)
+        return await self.load(lock=self._is_last_try and not self._are_others)
 
     async def load(self, *, lock: bool = False) -> Session:
         """Return the session of the whole request, without noting that it is accessed.
@@ -105,7 +105,7 @@ class Visit:
         Raises:
             SessionClosedError: The headers have left, or the request has ended.
         """
-        async with self._loading:  # else two at once would have two of it
+        async with self._opening:  # else two at once would have two of it
             if self._main is None:
                 self._check_whole()
                 store = self.settings.store
@@ -155,7 +155,7 @@ class Visit:
         In a session that a block of this request has locked or begun, they are part of what the block commits.
         """
         self.is_accessed = True
-        async with self._beginning:  # else several at once would begin as many
+        async with self._opening:  # else several at once would begin as many
             if (mine := self._own()) is not None:
                 return _run(operations, mine.session)
             if self.session_id is None:
@@ -164,7 +164,7 @@ class Visit:
             return await self.settings.store.apply(self.session_id, *operations, timeout=timeout)
         except SessionNotFoundError as error:
             self.visitor.forget(error)
-        async with self._beginning:
+        async with self._opening:
             return await self._begin(operations)
 
     async def _begin(self, operations: Sequence[Operation]) -> tuple[Any, ...]:
@@ -207,8 +207,8 @@ class Visit:
         if late is not None and block.is_begun and block.session.is_new and block.session.is_modified:
             raise late
 
-    async def keep(self) -> bool:
-        """Commit the session of the whole request, and keep it open; return whether there was something to store.
+    async def keep(self) -> None:
+        """Commit the session of the whole request, and keep it open.
 
         Raises:
             SessionError: As `finish`.
@@ -216,11 +216,10 @@ class Visit:
         if self.before_end is not None:
             self.before_end()
         main = self._main
-        if main is None or main.session.state not in WRITABLE or not main.session.is_modified:
-            return False
-        self._check_not_late(main)
-        await main.session.save()
-        return True
+        if main is not None and main.session.state in WRITABLE and main.session.is_modified:
+            self._check_not_late(main)
+            await main.session.save()
+            self.has_stored = True
 
     async def finish(self, status: int) -> None:
         """Settle what is open, since the headers of an answer are about to leave.
@@ -268,7 +267,7 @@ class Visit:
         it before the handler ran for the first time. The last time it is locked, if the handler uses it, and opens the
         session in no other way, which would wait for it.
         """
-        self.is_locking, main = 1 < number == times, self._main
+        self._is_last_try, self.has_stored, main = 1 < number == times, False, self._main
         if number == 1:
             self._are_others = False
         if main is None:
@@ -283,7 +282,7 @@ class Visit:
         self._main = None
         await main.settle(is_failure=True)
         await main.leave()
-        session = await self.load(lock=self.is_locking and self._is_used and not self._are_others)
+        session = await self.load(lock=self._is_last_try and self._is_used and not self._are_others)
         if self._earlier is not None:
             base, ours = self._earlier
             session.replace(merge(base, ours, session.stored()))
@@ -300,11 +299,6 @@ class Visit:
         """Note what blocks that are still open have made of the session: stored it, moved it or destroyed it."""
         for block in self._blocks:
             block.note()
-
-    @property
-    def has_left(self) -> bool:
-        """Whether the headers have left, so that no cookie can be handed out any more."""
-        return self.visitor.has_left
 
     def check_alone(self) -> None:
         """Raise if another block of this request begins its session: there is but one."""
@@ -330,11 +324,7 @@ class Visit:
             self._blocks.remove(block)
 
     def moved(self, block: Block, *, is_begun: bool) -> None:
-        """Go on in all blocks under the id that one of them has given the session, or begun it under.
-
-        Whoever came with an id that was replaced a moment ago is not told the new one, which may have been made to keep
-        him out.
-        """
+        """Go on in all blocks under the id that one of them has given the session, or begun it under."""
         for other in self._blocks:
             if other is not block and isinstance(other.opening, EditOpening):
                 other.opening.follow(block.session.id, is_begun=is_begun)

@@ -23,7 +23,7 @@ class Visits(dict[str, Visit]):
         others: Those of the parts of the application around this one.
 
     Attributes:
-        told: The headers by which inner parts have told the browser of their sessions.
+        told: The cookies by which inner parts have told the browser of their sessions.
     """
 
     def __init__(self, others: Visits | None = None) -> None:
@@ -67,7 +67,8 @@ class Visits(dict[str, Visit]):
             times: How often, at most.
 
         Raises:
-            ConflictError: The last try met one nevertheless; or the headers had left by then.
+            ConflictError: The last try met one nevertheless; or the headers had left by then, or another session of the
+                request was stored.
         """
         visits = self.values()
         for number in range(1, times + 1):
@@ -75,10 +76,8 @@ class Visits(dict[str, Visit]):
                 await visit.begin_try(number, times)
             try:
                 return await self._run_once(run, status_of)
-            except _PartlyStoredError as error:  # another run would change twice what was stored
-                raise error.conflict from error
             except ConflictError:
-                if number == times or any(visit.has_left for visit in visits):
+                if number == times or any(visit.visitor.has_left or visit.has_stored for visit in visits):
                     raise
             await asyncio.sleep(random.uniform(0, _FIRST_PAUSE * 2**number))
         raise ValueError(f"times must be 1 or more, not {times}")
@@ -96,23 +95,9 @@ class Visits(dict[str, Visit]):
         return result
 
     async def _keep(self, status: int) -> None:
-        is_stored = False
         for visit in self.values():
-            if not visit.has_left and visit.settings.commits(status):
-                try:
-                    is_stored |= await visit.keep()
-                except ConflictError as error:
-                    if is_stored:
-                        raise _PartlyStoredError(error) from error
-                    raise
-
-
-class _PartlyStoredError(Exception):
-    """One session of several was stored, another met a conflict."""
-
-    def __init__(self, conflict: ConflictError) -> None:
-        super().__init__("one session of several was stored, another met a conflict")
-        self.conflict = conflict
+            if not visit.visitor.has_left and visit.settings.commits(status):
+                await visit.keep()
 
 
 async def close(visits: Sequence[Visit]) -> None:

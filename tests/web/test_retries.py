@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Awaitable, Callable
 from typing import Annotated, Any
 
 import aiohttp
@@ -23,12 +24,22 @@ from asyncsess.web.fastapi import current_session
 from tests.conftest import NewStore, stored
 from tests.web.conftest import new_browser, status_of, visit
 from tests.web.pages import Fine, add_basics, shown
-from tests.web.sites import PLAIN, AiohttpSite, Site, by_uvicorn
+from tests.web.sites import PLAIN, AiohttpSite, Handle, Site, by_uvicorn
 
 
 @pytest.fixture
 async def store(new_store: NewStore) -> SessionStore:
     return new_store()
+
+
+def page_of(handle: Callable[[Any], Awaitable[Any]]) -> Handle:
+    """Return a page that runs a handler."""
+
+    async def page(request: Any) -> str:
+        await handle(request)
+        return "done"
+
+    return page
 
 
 @pytest.mark.parametrize("times", [2, 5])
@@ -51,11 +62,7 @@ async def test_a_handler_that_is_retried_meets_no_conflict_in_the_end(
         session["n"] += 1
         return Fine()
 
-    async def outer(request: Any) -> str:
-        await handle(request)
-        return "done"
-
-    site.add("/handle", outer)
+    site.add("/handle", page_of(handle))
     async with site.serve(store) as url:
         session_id = await store.create({"n": 0})
         async with new_browser(cookies={"session": session_id}) as visitor:
@@ -229,11 +236,7 @@ async def test_a_handler_that_opens_the_session_in_several_ways_does_not_wait_fo
             session["n"] += 1
         return Fine()
 
-    async def outer(request: Any) -> str:
-        await handle(request)
-        return "done"
-
-    site.add("/handle", outer)
+    site.add("/handle", page_of(handle))
     session_id = await store.create({"n": 0, "m": 0})
     async with site.serve(store) as url, new_browser(cookies={"session": session_id}) as visitor:
         assert await visit(visitor, url + "/handle") == "done"
@@ -280,11 +283,7 @@ async def test_a_session_that_the_handler_does_not_use_is_not_waited_for(site: S
         session["n"] += 1
         return Fine()
 
-    async def outer(request: Any) -> str:
-        await handle(request)
-        return "done"
-
-    site.add("/handle", outer)
+    site.add("/handle", page_of(handle))
     cookies = {name: await store.create({"n": 0}) for name in "ab"}
     policies = [CookiePolicy(name, secure=False) for name in "ab"]
     async with site.serve(store, *policies) as url, new_browser(cookies=cookies) as visitor, store.open(cookies["a"]):
