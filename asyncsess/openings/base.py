@@ -137,16 +137,15 @@ async def load_snapshot(policy: Policy, session: Session, key: str, *, touch: bo
     Raises:
         SessionNotFoundError: There is none, or it has expired.
     """
+    session_id = session.id
     record, now = await policy.backend.read(key), policy.clock()
-    session_id: str | None = None
     while isinstance(record, Tombstone):
-        session_id = policy.successor(session_id or session.id, record, now)
+        session_id = policy.successor(session_id, record, now)
         key = key_of(session_id)
         record, now = await policy.backend.read(key), policy.clock()
     if record is None or not policy.load(session, record, key, now):
         raise SessionNotFoundError(NOT_FOUND)
-    if session_id is not None:
-        session.becomes(session.state, session_id)
+    session.becomes(session.state, session_id)
     if touch and policy.expiry.is_touch_due(record.accessed_at, now):
         try:
             await policy.backend.touch(key, now=now)

@@ -22,6 +22,7 @@ class AbsentOpening:
         self._session = Session(self, session_id, State.READONLY, codec or MsgpackCodec())
 
     async def __aenter__(self) -> Session:
+        await self.refresh()
         return self._session
 
     async def __aexit__(
@@ -74,9 +75,9 @@ class ReadonlyOpening(AbsentOpening):
         super().__init__(session_id, policy.codec)
 
     async def __aenter__(self) -> Session:
-        _, self._key = await load_snapshot(self._policy, self._session, self._key, touch=self._touch)
+        session = await super().__aenter__()
         self._policy.observer.note_opened("readonly")
-        return self._session
+        return session
 
     async def refresh(self) -> None:
         _, self._key = await load_snapshot(self._policy, self._session, self._key, touch=self._touch)

@@ -178,8 +178,7 @@ class FileLock:
             logger.warning("a session file could not be closed as usual: %s", error.strerror)
 
     def __del__(self) -> None:
-        if self.fd >= 0:
-            self.close()
+        self.close()
 
 
 class NewFile(FileLock):
