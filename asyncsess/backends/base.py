@@ -120,8 +120,10 @@ class Held(Hold, Protocol):
         """The newest version, as of the grant, then as of the last commit; or the tombstone; None if there is none."""
         ...
 
-    async def commit(self, payload: bytes, *, now: float) -> Record:
+    async def commit(self, payload: bytes, *, now: float, is_last: bool = False) -> Record:
         """Store the next version and keep the lock; it is there for every reader when this returns.
+
+        With ``is_last``, `release` follows at once, and a store elsewhere does both in one step.
 
         Cancelled, it either has not begun, or completes before the cancellation comes out.
 

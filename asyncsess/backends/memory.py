@@ -214,7 +214,7 @@ class _MemoryHeld(_MemoryHold):
     def record(self) -> Found:
         return self._records.get(self._key)
 
-    async def commit(self, payload: bytes, *, now: float) -> Record:
+    async def commit(self, payload: bytes, *, now: float, is_last: bool = False) -> Record:
         self._check_held()
         with self._backend._guard:
             before = self.record

@@ -213,12 +213,19 @@ async def lock(
 
 
 async def commit(
-    policy: Policy, held: Held, data: bytes, key: str, holder: Holder, *, is_merged: bool = False
+    policy: Policy,
+    held: Held,
+    data: bytes,
+    key: str,
+    holder: Holder,
+    *,
+    is_merged: bool = False,
+    is_last: bool = False,
 ) -> Record:
-    """Store encoded values as the next version of what is held."""
+    """Store encoded values as the next version of what is held, which is released next if ``is_last``."""
     payload = policy.seal(data, key)
     try:
-        record = await held.commit(payload, now=policy.clock())
+        record = await held.commit(payload, now=policy.clock(), is_last=is_last)
     except LockLostError:
         policy.observer.note(LeaseLost(holder))
         raise

@@ -184,7 +184,8 @@ class EditOpening(Block):
             theirs = policy.codec.unseal(record.payload, key)
             merged = self._merged(ours, theirs)
             if merged != theirs:
-                record = await commit(policy, held, merged, key, holder, is_merged=merged is not ours)
+                is_merged = merged is not ours
+                record = await commit(policy, held, merged, key, holder, is_merged=is_merged, is_last=True)
             await held.release(now=policy.clock())
         finally:
             await hold.__aexit__(None, None, None)

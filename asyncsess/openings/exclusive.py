@@ -229,19 +229,21 @@ class ExclusiveOpening(Block):
         """Store what was changed, and nothing that is changed from here on, which raises."""
         data = self._session.take_changes()
         self._session.becomes(then)
-        await self._commit(data)
+        if self._held is not None and data is not None:
+            self._note_if_long(self._held, self._since)  # while it can still be told
+        await self._commit(data, is_last=True)
         if self._held is not None:
             self._note_if_long(self._held, self._since)
             await self._held.release(now=self._policy.clock())
 
-    async def _commit(self, data: bytes | None) -> None:
+    async def _commit(self, data: bytes | None, *, is_last: bool = False) -> None:
         """Store encoded values, if there are any to store."""
         if data is None:
             return
         policy, key = self._policy, self._key
         try:
             if self._held is not None:
-                record: Found = await commit(policy, self._held, data, key, self._holder)
+                record: Found = await commit(policy, self._held, data, key, self._holder, is_last=is_last)
             else:
                 record = await self._store_first(policy.seal(data, key))
         except BaseException:

@@ -32,7 +32,7 @@ class FileHeld(SessionLock):
             return None
         return record_of(self._snapshot)
 
-    async def commit(self, payload: bytes, *, now: float) -> Record:
+    async def commit(self, payload: bytes, *, now: float, is_last: bool = False) -> Record:
         self._check_held()
         if self._is_doubtful:
             raise CommitUnknownError("an earlier commit of this holder failed to reach the disk; open the session anew")
