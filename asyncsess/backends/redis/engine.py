@@ -40,7 +40,7 @@ class RedisEngine:
     def __init__(self, server: str | Redis, *, prefix: str = "asyncsess:", expiry: Expiry | None = None) -> None:
         self._server = server
         self._prefix = prefix
-        self._expiry = expiry or Expiry()
+        self.expiry = expiry or Expiry()
         self._connections = weakref.WeakKeyDictionary[asyncio.AbstractEventLoop, Connections]()
 
     def __repr__(self) -> str:
@@ -218,7 +218,7 @@ class RedisEngine:
         return f"{self._prefix}p:{process.name}"
 
     def _limits(self) -> tuple[float, float]:
-        return _limits_of(self._expiry)
+        return _limits_of(self.expiry)
 
 
 def _client(url: str) -> Redis:
