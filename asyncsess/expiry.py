@@ -6,6 +6,9 @@ import math
 from dataclasses import dataclass
 from datetime import timedelta
 
+IDLE_TIMEOUT = 1800.0
+LIFETIME = 86400.0
+
 _LONGEST_TOUCH_INTERVAL = 60.0
 _TOUCHES_PER_IDLE_TIMEOUT = 20
 
@@ -38,6 +41,16 @@ class Expiry:
 
     idle_timeout: float | None = None
     lifetime: float | None = None
+
+    @classmethod
+    def of(
+        cls,
+        idle_timeout: float | timedelta | None = IDLE_TIMEOUT,
+        lifetime: float | timedelta | None = LIFETIME,
+        **others: object,
+    ) -> Expiry:
+        """Return the limits that the options of a store set, as `Lifecycle` has them; ignore its ``others``."""
+        return cls(limit(idle_timeout, "idle_timeout"), limit(lifetime, "lifetime"))
 
     def ends_at(self, created_at: float, accessed_at: float) -> float:
         """Return the moment at which the session expires unless it is used before; ``inf`` for never."""

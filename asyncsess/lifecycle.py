@@ -12,7 +12,7 @@ from asyncsess.backends.base import Backend, Record, Tombstone
 from asyncsess.codec import Codec, MsgpackCodec
 from asyncsess.errors import StoreError
 from asyncsess.events import Hook
-from asyncsess.expiry import Expiry, limit, seconds
+from asyncsess.expiry import IDLE_TIMEOUT, LIFETIME, Expiry, limit, seconds
 from asyncsess.observer import Observer
 from asyncsess.policy import Policy
 from asyncsess.statistics import Statistics
@@ -43,8 +43,8 @@ class Lifecycle:
         self,
         backend: Backend,
         *,
-        idle_timeout: float | timedelta | None = 1800.0,
-        lifetime: float | timedelta | None = 86400.0,
+        idle_timeout: float | timedelta | None = IDLE_TIMEOUT,
+        lifetime: float | timedelta | None = LIFETIME,
         lock_timeout: float | timedelta = 40.0,
         lease: float | timedelta = 30.0,
         slow_hold: float | timedelta = 1.0,
@@ -55,7 +55,7 @@ class Lifecycle:
         sweep_interval: float | timedelta | None = 300.0,
         clock: Callable[[], float] = time.time,
     ) -> None:
-        expiry = Expiry(limit(idle_timeout, "idle_timeout"), limit(lifetime, "lifetime"))
+        expiry = Expiry.of(idle_timeout, lifetime)
         observer = Observer(hooks, seconds(slow_hold, "slow_hold"))
         if max_sessions_per_owner is not None and max_sessions_per_owner < 1:
             raise ValueError(f"max_sessions_per_owner must be 1 or more, or None, not {max_sessions_per_owner}")

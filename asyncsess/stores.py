@@ -12,6 +12,7 @@ from asyncsess.backends.memory import MemoryBackend
 from asyncsess.backends.remote import RemoteBackend
 from asyncsess.codec import Codec
 from asyncsess.events import Hook
+from asyncsess.expiry import Expiry
 from asyncsess.store import SessionStore
 
 if TYPE_CHECKING:
@@ -95,6 +96,6 @@ class RedisStore(SessionStore):
             from asyncsess.backends.redis import RedisEngine
         except ImportError as error:
             raise ImportError("RedisStore needs redis-py: pip install 'asyncsess[redis]'") from error
-        engine = RedisEngine(server, prefix=prefix)
-        super().__init__(RemoteBackend(engine), **options)
-        engine.expiry = self._policy.expiry
+        backend = RemoteBackend(RedisEngine(server, prefix=prefix, expiry=Expiry.of(**options)))
+        options.setdefault("clock", backend.clock)
+        super().__init__(backend, **options)

@@ -19,8 +19,9 @@ import pytest
 import uvloop
 from hypothesis import HealthCheck, settings
 
-from asyncsess.stores import RedisStore
+
 from asyncsess import FileStore, MemoryStore, Session, SessionStore
+from asyncsess.stores import RedisStore
 
 if TYPE_CHECKING:  # pytest imports it as a plugin, and has its assertions tell what they compared
     from asyncsess.testing import FakeClock

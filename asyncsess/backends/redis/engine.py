@@ -40,7 +40,7 @@ class RedisEngine:
     def __init__(self, server: str | Redis, *, prefix: str = "asyncsess:", expiry: Expiry | None = None) -> None:
         self._server = server
         self._prefix = prefix
-        self.expiry = expiry or Expiry()
+        self._expiry = expiry or Expiry()
         self._connections = weakref.WeakKeyDictionary[asyncio.AbstractEventLoop, Connections]()
 
     def __repr__(self) -> str:
@@ -54,6 +54,11 @@ class RedisEngine:
         here = self._connections.pop(asyncio.get_running_loop(), None)
         if here is not None:
             await here.close()
+
+    async def now(self) -> float:
+        with _failures():
+            seconds, microseconds = await (await self._here()).client.time()
+        return int(seconds) + int(microseconds) / 1e6
 
     async def read(self, key: str) -> Found:
         with _failures():
@@ -218,7 +223,7 @@ class RedisEngine:
         return f"{self._prefix}p:{process.name}"
 
     def _limits(self) -> tuple[float, float]:
-        return _limits_of(self.expiry)
+        return _limits_of(self._expiry)
 
 
 def _client(url: str) -> Redis:

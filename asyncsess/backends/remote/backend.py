@@ -6,6 +6,7 @@ import math
 from collections.abc import AsyncIterator, Mapping
 
 from asyncsess.backends.base import BackendStatistics, Found, Record
+from asyncsess.backends.remote.clock import ServerClock
 from asyncsess.backends.remote.engine import Claim, Engine
 from asyncsess.backends.remote.held import Lines, RemoteHeld, RemoteHeldName, process
 from asyncsess.errors import Holder, StoreError
@@ -17,9 +18,13 @@ class RemoteBackend:
 
     Args:
         engine: Which.
+
+    Attributes:
+        clock: The server's, as of the last `open` or `delete_expired`.
     """
 
     def __init__(self, engine: Engine) -> None:
+        self.clock = ServerClock()
         self._engine = engine
         self._lines = Lines()
         self._is_closed = False
@@ -30,6 +35,7 @@ class RemoteBackend:
     async def open(self) -> None:
         self._is_closed = False
         await self._engine.open()
+        await self.clock.set_by(self._engine.now)
 
     async def aclose(self) -> None:
         self._is_closed = True
@@ -73,7 +79,9 @@ class RemoteBackend:
         await self._open_engine().remove_member(group, key)
 
     async def delete_expired(self, expiry: Expiry, *, now: float) -> int:
-        return await self._open_engine().delete_expired(expiry, now=now)
+        engine = self._open_engine()
+        await self.clock.set_by(engine.now)
+        return await engine.delete_expired(expiry, now=now)
 
     async def keys(self) -> AsyncIterator[str]:
         async for key in self._open_engine().keys():

@@ -73,6 +73,10 @@ class Engine(Protocol):
         """Give back the connections."""
         ...
 
+    async def now(self) -> float:
+        """Return the server's time, in seconds since the epoch."""
+        ...
+
     async def read(self, key: str) -> Found:
         """Return the newest version or the tombstone."""
         ...
