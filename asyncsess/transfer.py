@@ -120,7 +120,7 @@ async def _store_line(store: SessionStore, line: _Line, replace: bool) -> bool:
         async with store.backend.hold(line.key, timeout=_LOCK_TIMEOUT, holder=holder, create=True) as held:
             found = held.record
             if isinstance(found, Tombstone) and store.has_expired(found):
-                await held.delete()
+                await held.delete(now=store.clock())
             elif isinstance(found, Tombstone) or (found and not replace):
                 return False
             else:

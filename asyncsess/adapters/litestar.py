@@ -254,7 +254,7 @@ class _Files:
         holder = holder_at(asyncio.current_task(), Caller(__name__, 0))
         async with self.store.backend.hold(key, timeout=_LOCK_TIMEOUT, holder=holder) as held:
             if is_meant is None or self._is_meant(key, held.record, is_meant):
-                await held.delete()
+                await held.delete(now=self.store.clock())
 
     def _is_meant(self, key: str, found: Found, is_meant: Callable[[Entry], bool]) -> bool:
         if not isinstance(found, Record):

@@ -135,11 +135,12 @@ class Held(Hold, Protocol):
         """
         ...
 
-    async def delete(self, tombstone: Tombstone | None = None) -> None:
+    async def delete(self, tombstone: Tombstone | None = None, *, now: float) -> None:
         """Remove the record, or the tombstone, and the lock with it.
 
         Args:
             tombstone: What to leave in the place of a record, in one atomic step; nothing if None.
+            now: The time, from which a store that deletes by itself counts how long the tombstone stands.
         """
         ...
 

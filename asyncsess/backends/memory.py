@@ -224,7 +224,7 @@ class _MemoryHeld(_MemoryHold):
             record = self._records[self._key] = Record(payload, version, created_at, now)
         return record
 
-    async def delete(self, tombstone: Tombstone | None = None) -> None:
+    async def delete(self, tombstone: Tombstone | None = None, *, now: float) -> None:
         self._check_held()
         with self._backend._guard:
             if tombstone and isinstance(self.record, Record):

@@ -203,7 +203,7 @@ async def lock(
         try:
             now = policy.clock()
             if found.until <= now:
-                await held.delete()
+                await held.delete(now=now)
             else:
                 session_id = policy.successor(session_id, found, now)
                 key, create = key_of(session_id), False

@@ -32,7 +32,7 @@ async def destroy(policy: Policy, session_id: str, *, timeout: float, caller: Ca
         return False
     try:
         was_there = locked.record is not None and not policy.has_expired(locked.record)
-        await locked.held.delete(policy.destroyed() if was_there else None)
+        await locked.held.delete(policy.destroyed() if was_there else None, now=policy.clock())
     finally:
         await locked.hold.__aexit__(None, None, None)
     return was_there
@@ -140,7 +140,7 @@ class ExclusiveOpening(Block):
             if self._held is not None:
                 self._note_if_long(self._held, self._since)
                 with self._telling_of_loss():
-                    await self._held.delete(self._policy.destroyed())
+                    await self._held.delete(self._policy.destroyed(), now=self._policy.clock())
             self._session.load({}, None)
             self._session.becomes(State.DESTROYED)
             await self._leave()
@@ -171,7 +171,7 @@ class ExclusiveOpening(Block):
             if old is not None:
                 self._note_if_long(old, self._since)
                 with self._telling_of_loss():
-                    await old.delete(tombstone)
+                    await old.delete(tombstone, now=policy.clock())
         except LockLostError:  # whatever lies under the old id is not this block's to move
             is_moved = False
             raise
@@ -190,7 +190,7 @@ class ExclusiveOpening(Block):
                     await old_hold.__aexit__(None, None, None)
             else:
                 try:
-                    await new.delete()
+                    await new.delete(now=policy.clock())
                 finally:
                     await new_hold.__aexit__(None, None, None)
 
@@ -217,7 +217,7 @@ class ExclusiveOpening(Block):
             if policy.load(self._session, record, key, policy.clock()):
                 return
             if record is not None:  # expired: a session that begins anew begins with nothing of it
-                await self._held.delete()
+                await self._held.delete(now=policy.clock())
             await self._let_go()
             if not self._create:
                 raise SessionNotFoundError(NOT_FOUND)

@@ -179,7 +179,7 @@ async def _end(policy: Policy, owner: str, key: str, *, timeout: float, caller: 
             return _End.MOVED if is_succession(found.note) else _End.NONE
         if found is None or policy.has_expired(found) or not _may_be_of(policy, owner, key, found):
             return _End.NONE
-        await held.delete(policy.destroyed())
+        await held.delete(policy.destroyed(), now=policy.clock())
         return _End.DESTROYED
     finally:
         await hold.__aexit__(None, None, None)

@@ -141,7 +141,7 @@ async def test_a_session_file_that_was_exchanged_is_not_deleted_in_silence(direc
         copied.write_bytes(path.read_bytes())
         copied.rename(path)
         with pytest.raises(LockLostError):
-            await held.delete()
+            await held.delete(now=NOW)
     assert await backend.read(KEY) == Record(b"payload", 1, NOW, NOW)
     await backend.aclose()
 
@@ -189,7 +189,7 @@ async def test_nobody_changes_a_name_while_another_process_does(directory: Path)
 
     async def delete() -> None:
         async with hold(backend) as held:
-            await held.delete()
+            await held.delete(now=NOW)
 
     for work in (grow, delete, lambda: put(backend)):
         await in_vain(work())

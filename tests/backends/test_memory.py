@@ -53,7 +53,7 @@ async def test_a_key_that_is_not_in_use_costs_nothing() -> None:
     backend = MemoryBackend()
     for number in range(100):
         async with create(backend, key=f"{number:064x}") as held:
-            await held.delete()
+            await held.delete(now=NOW)
         async with hold(backend, key=f"{number:064x}", create=True):
             pass
     assert (backend._records, backend._turns._lines) == ({}, {})
@@ -86,7 +86,7 @@ async def test_a_sweep_that_lists_the_records_bears_with_other_threads() -> None
     async def churn() -> None:
         for number in range(50, 200):
             async with create(backend, key=f"{number:064x}") as held:
-                await held.delete()
+                await held.delete(now=NOW)
 
     async def sweep() -> int:
         return sum([await backend.delete_expired(Expiry(60.0), now=NOW + 1) for _ in range(50)])

@@ -53,7 +53,7 @@ class FileHeld(SessionLock):
             async with self._files.naming(self._key):
                 await self._files.write(self._confirm, record)
 
-    async def delete(self, tombstone: Tombstone | None = None) -> None:
+    async def delete(self, tombstone: Tombstone | None = None, *, now: float) -> None:
         self._check_held()
         before = self._snapshot
         if tombstone and before and 0 < before.version < layout.TOMBSTONE:

@@ -4,17 +4,21 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Awaitable, Callable
 from contextlib import suppress
+from hashlib import sha1
 from typing import Any, Final
 
-from redis.asyncio import Redis
-from redis.exceptions import RedisError
+from redis.asyncio import Redis, RedisCluster
+from redis.exceptions import NoScriptError, RedisError
 
 logger = logging.getLogger("asyncsess")
 
-_PAUSE: Final = 0.1
+Client = Redis | RedisCluster
 FAILURES: Final = (RedisError, OSError, TimeoutError)
+
+_FIRST_PAUSE: Final = 0.05
+_LONGEST_PAUSE: Final = 1.0
+_SILENCE: Final = 5.0  # after which the server is asked whether it is there
 
 
 class Connections:
@@ -24,54 +28,113 @@ class Connections:
 
     Args:
         client: The client.
-        is_ours: Whether it is closed with this.
         channel: Where this process is told of locks.
+        is_ours: Whether the client is closed with this.
+
+    Attributes:
+        is_checked: Whether it was seen that the server is fit for sessions.
     """
 
-    def __init__(self, client: Redis, channel: str, *, is_ours: bool) -> None:
+    def __init__(self, client: Client, channel: str, *, is_ours: bool) -> None:
         self.client = client
+        self.is_checked = False
         self._channel = channel
         self._is_ours = is_ours
-        self._waiting: dict[str, asyncio.Event] = {}
-        self._scripts: dict[str, Callable[..., Awaitable[Any]]] = {}
-        self._is_listening = asyncio.Event()
+        self._told: dict[str, asyncio.Event] = {}
         self._listener: asyncio.Task[None] | None = None
+        self._is_listening = asyncio.Event()
+        self._failure: Exception | None = None
 
-    async def start(self) -> None:
-        """Listen, from now on; return once the server knows it."""
+    async def listen(self, timeout: float) -> None:
+        """Return once this process can be told of locks, and is seen to be alive.
+
+        Raises:
+            TimeoutError: It is not in time.
+        """
         if self._listener is None or self._listener.done():
             self._listener = asyncio.create_task(self._listen(), name="asyncsess listener")
-        await self._is_listening.wait()
+        if not self._is_listening.is_set():
+            try:
+                async with asyncio.timeout(timeout):
+                    await self._is_listening.wait()
+            except TimeoutError:
+                raise TimeoutError(f"could not subscribe to the channel of locks: {self._failure}") from self._failure
 
     async def run(self, script: str, *args: Any, keys: tuple[str, ...]) -> Any:
-        """Run a script in one step."""
-        if script not in self._scripts:
-            self._scripts[script] = self.client.register_script(script)
-        return await self._scripts[script](keys=keys, args=args)
+        """Run a script, in one step; the server keeps it for the next time."""
+        digest = sha1(script.encode(), usedforsecurity=False).hexdigest()
+        try:
+            return await self.client.evalsha(digest, len(keys), *keys, *args)
+        except NoScriptError:
+            return await self.client.eval(script, len(keys), *keys, *args)
+
+    # What claims are told.
+
+    def expect(self, token: str) -> None:
+        """Note from now on what a claim is told."""
+        self._told.setdefault(token, asyncio.Event())
+
+    def begin(self, token: str) -> None:
+        """Note from now on whether others wait for a claim's lock."""
+        self._told.setdefault(token, asyncio.Event()).clear()
+
+    def forget(self, token: str) -> None:
+        """Forget a claim."""
+        self._told.pop(token, None)
+
+    def is_told(self, token: str) -> bool:
+        """Tell whether a claim was told something."""
+        return token in self._told and self._told[token].is_set()
 
     async def told(self, token: str, seconds: float) -> None:
         """Wait until a claim is told that its lock may be free, or for so many seconds."""
-        event = self._waiting.setdefault(token, asyncio.Event())
+        self.expect(token)
+        event = self._told[token]
         with suppress(TimeoutError):
             async with asyncio.timeout(seconds):
                 await event.wait()
         event.clear()
 
-    def is_told(self, token: str) -> bool:
-        """Tell whether a claim was told something since it was granted: that others wait for its lock."""
-        return token in self._waiting and self._waiting[token].is_set()
+    def tell_all(self) -> None:
+        """Have everyone ask again, since some may not have been told."""
+        for event in self._told.values():
+            event.set()
 
-    def begin(self, token: str) -> None:
-        """Note that a claim has been granted."""
-        self._waiting.setdefault(token, asyncio.Event()).clear()
+    async def _listen(self) -> None:
+        pause = _FIRST_PAUSE
+        try:
+            while True:
+                try:
+                    await self._hear()
+                except FAILURES as error:
+                    self._failure = error
+                    if self._is_listening.is_set():
+                        pause = _FIRST_PAUSE
+                        logger.warning("the channel of locks was interrupted: %s", error)
+                self._is_listening.clear()
+                await asyncio.sleep(pause)
+                pause = min(2 * pause, _LONGEST_PAUSE)
+        finally:
+            self._is_listening.clear()
+            if self._is_ours:
+                await self.client.aclose()
 
-    def expect(self, token: str) -> None:
-        """Remember from now on that a claim is told."""
-        self._waiting.setdefault(token, asyncio.Event())
-
-    def forget(self, token: str) -> None:
-        """Forget a claim that no longer waits."""
-        self._waiting.pop(token, None)
+    async def _hear(self) -> None:
+        async with self.client.pubsub() as pubsub:
+            await pubsub.subscribe(self._channel)
+            is_silent = False
+            while True:
+                message = await pubsub.get_message(timeout=_SILENCE)
+                if message is None and is_silent:
+                    raise TimeoutError("the server has been silent for too long")
+                is_silent = message is None
+                if message is None:
+                    await pubsub.ping()
+                elif message["type"] == "subscribe":
+                    self._is_listening.set()
+                    self.tell_all()
+                elif message["type"] == "message" and (event := self._told.get(message["data"].decode())):
+                    event.set()
 
     async def close(self) -> None:
         """Give the connections back."""
@@ -81,26 +144,3 @@ class Connections:
             await asyncio.wait([listener])
         elif self._is_ours:
             await self.client.aclose()
-
-    async def _listen(self) -> None:
-        try:
-            while True:
-                try:
-                    await self._hear()
-                except FAILURES as error:
-                    logger.warning("the channel of locks was interrupted: %s", error)
-                for event in self._waiting.values():  # they may have been told meanwhile
-                    event.set()
-                await asyncio.sleep(_PAUSE)
-        finally:
-            if self._is_ours:
-                await self.client.aclose()
-
-    async def _hear(self) -> None:
-        async with self.client.pubsub() as pubsub:
-            await pubsub.subscribe(self._channel)
-            async for message in pubsub.listen():
-                if message["type"] == "subscribe":
-                    self._is_listening.set()
-                elif message["type"] == "message" and (event := self._waiting.get(message["data"].decode())):
-                    event.set()

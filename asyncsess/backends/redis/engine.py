@@ -7,37 +7,44 @@ import math
 import weakref
 from collections.abc import AsyncIterator, Generator, Mapping
 from contextlib import contextmanager
+from secrets import token_hex
 from typing import Any, Final
 
-from redis.asyncio import BlockingConnectionPool, Redis
-from redis.asyncio.retry import Retry
-from redis.backoff import ExponentialBackoff
+from redis.exceptions import ResponseError
 
 from asyncsess.backends.base import Found, Record, Tombstone
 from asyncsess.backends.redis import scripts
+from asyncsess.backends.redis.clients import TIMEOUT, Client, check_client, check_server, is_cluster, new_client
 from asyncsess.backends.redis.connections import FAILURES, Connections
+from asyncsess.backends.redis.masses import each, names
+from asyncsess.backends.remote import holders
 from asyncsess.backends.remote.engine import Busy, Claim, Granted
-from asyncsess.backends.remote.held import process
-from asyncsess.errors import CommitUnknownError, Holder, LockLostError, StoreError
+from asyncsess.backends.remote.lines import process
+from asyncsess.errors import CommitUnknownError, CorruptSessionError, LockLostError, StoreError
 from asyncsess.expiry import Expiry
 
-_TIMEOUT: Final = 5.0
-_MOST_CONNECTIONS: Final = 32
-_AT_ONCE: Final = 500
-MEMBER_AGE: Final = 60.0
+_MEMBER_AGE: Final = 60.0
+_LONGER: Final = 60.0  # for which what nobody finds any more is there nevertheless
 _LOST: Final = "the session was taken over by another; nothing was stored"
+_TAKEN: Final = 1
+_NOTHING: Final = 2
 
 
 class RedisEngine:
-    """A Redis or Valkey server.
+    """A Redis or Valkey server, or a cluster of them.
 
     Args:
         server: Its URL, or a client of ``redis.asyncio``, which is used in its own event loop only.
         prefix: Of the names of all keys and channels.
         expiry: When the server itself deletes what nobody uses.
+
+    Raises:
+        ValueError: The client decodes what it reads.
     """
 
-    def __init__(self, server: str | Redis, *, prefix: str = "asyncsess:", expiry: Expiry | None = None) -> None:
+    def __init__(self, server: str | Client, *, prefix: str = "asyncsess:", expiry: Expiry | None = None) -> None:
+        if not isinstance(server, str):
+            check_client(server)
         self._server = server
         self._prefix = prefix
         self._expiry = expiry or Expiry()
@@ -48,7 +55,7 @@ class RedisEngine:
 
     async def open(self) -> None:
         with _failures():
-            await self._here()
+            await (await self._here()).listen(TIMEOUT)
 
     async def aclose(self) -> None:
         here = self._connections.pop(asyncio.get_running_loop(), None)
@@ -57,89 +64,92 @@ class RedisEngine:
 
     async def now(self) -> float:
         with _failures():
-            seconds, microseconds = await (await self._here()).client.time()
-        return int(seconds) + int(microseconds) / 1e6
+            here = await self._here()
+            whole, millionths = await here.run(scripts.TIME, keys=(self._group("-"),))
+        return int(whole) + int(millionths) / 1e6
 
     async def read(self, key: str) -> Found:
         with _failures():
-            here = await self._here()
-            return scripts.decode(await here.client.get(self._record(key)))
+            data: Any = await (await self._here()).client.get(self._record(key))
+        return await self._decoded(key, data)
 
     async def take(self, claim: Claim) -> Granted | Busy:
-        here = await self._here()
+        with _failures():
+            here = await self._here()
+            await here.listen(TIMEOUT)  # else this process would count as gone
         here.expect(claim.token)
         is_name = claim.name is not None
-        answer = await self._run(
-            scripts.TAKE, claim, _milliseconds(claim.lease), _encoded(claim.holder), int(is_name), int(claim.create)
-        )
-        if answer[0] == 0:
-            return Busy(_decoded(answer[1]), int(answer[3]), int(answer[2]) / 1000)
-        here.begin(claim.token)
-        if answer[0] == 2:
+        lease, holder = _milliseconds(claim.lease), holders.pack(claim.holder)
+        answer = await self._run(scripts.TAKE, claim, lease, holder, int(is_name), int(claim.create))
+        if answer[0] == _TAKEN:
+            here.begin(claim.token)
+            found = None if is_name else await self._decoded(claim.key, answer[2])
+            return Granted(found, was_late=bool(answer[1]))
+        if answer[0] == _NOTHING:
             here.forget(claim.token)
             return Granted(None, is_locked=False)
-        return Granted(None if is_name else scripts.decode(answer[2]), bool(answer[1]))
+        _, who, pause, ahead = answer
+        return Busy(holders.unpack(who), int(ahead or 0), int(pause) / 1000)
 
     async def told(self, claim: Claim, seconds: float) -> None:
-        await (await self._here()).told(claim.token, seconds)
+        with _failures():
+            here = await self._here()
+        await here.told(claim.token, seconds)
 
     def is_contended(self, claim: Claim) -> bool:
         here = self._connections.get(asyncio.get_running_loop())
         return here is not None and here.is_told(claim.token)
 
     async def leave(self, claim: Claim) -> None:
-        (await self._here()).forget(claim.token)
+        self._forget(claim)
         await self._run(scripts.LEAVE, claim)
 
-    async def create(self, claim: Claim, record: Record) -> None:
-        data = scripts.encode(record)
-        lease = _milliseconds(claim.lease)
-        if not await self._run(scripts.CREATE, claim, lease, _encoded(claim.holder), data, *self._limits()):
-            raise StoreError("there is a session of this key already")
+    async def create(self, claim: Claim, record: Record) -> bool:
+        with _failures():
+            await (await self._here()).listen(TIMEOUT)
+        lease, holder, mark = _milliseconds(claim.lease), holders.pack(claim.holder), scripts.mark_of(claim.token)
+        head, payload = scripts.encode(record)
+        args = lease, holder, head, mark, payload, *_limits(self._expiry)
+        return bool(await self._run(scripts.CREATE, claim, *args))
 
     async def commit(self, claim: Claim, before: Found, payload: bytes, *, now: float, is_last: bool) -> Record:
         record = Record(payload, 1, now, now)
         if isinstance(before, Record):
             record = Record(payload, before.version + 1, before.created_at, now)
-        args = scripts.encode(record), *self._limits(), int(is_last)
+        head, _ = scripts.encode(record)
+        args = head, scripts.mark_of(claim.token), payload, *_limits(self._expiry), int(is_last)
         try:
-            is_stored = await self._run(scripts.COMMIT, claim, *args)
-        except StoreError as error:  # it may have been stored before the connection broke
-            if not await self._was_stored(claim, record, error) and not await self._run(scripts.COMMIT, claim, *args):
-                raise CommitUnknownError(f"whether the commit was stored is not known: {error}") from error
-            return record
-        if not is_stored and await self.read(claim.key) != record:  # the client itself may have asked again
+            answer = await self._run(scripts.COMMIT, claim, *args)
+        except StoreError as error:  # perhaps the answer alone was lost: a script that has run tells so
+            answer = await self._again(claim, args, error)
+        if is_last:
+            self._forget(claim)
+        if answer == scripts.UNKNOWN:
+            raise CommitUnknownError("whether the commit was stored is not known: others have stored theirs since")
+        if not answer:
             raise LockLostError(_LOST)
         return record
 
-    async def _was_stored(self, claim: Claim, record: Record, error: StoreError) -> bool:
-        """Find out whether a commit was stored; False if it was not, and can still be.
-
-        Raises:
-            LockLostError: It was not, and the lock is another's.
-            CommitUnknownError: The server does not answer, or others have committed since.
-        """
-        unknown = CommitUnknownError(f"whether the commit was stored is not known: {error}")
+    async def _again(self, claim: Claim, args: tuple[Any, ...], error: StoreError) -> Any:
+        if isinstance(error.__cause__, ResponseError):  # the server refused it
+            raise error
         try:
-            found, is_mine = await self.read(claim.key), await self._run(scripts.CHECK, claim)
-        except StoreError:
-            raise unknown from error
-        if found == record:
-            return True
-        if is_mine:
-            return False
-        if found is None or (isinstance(found, Record) and found.version < record.version):
-            raise LockLostError(_LOST) from error
-        raise unknown from error
+            return await self._run(scripts.COMMIT, claim, *args)
+        except StoreError as again:
+            raise CommitUnknownError(f"whether the commit was stored is not known: {again}") from again
 
-    async def delete(self, claim: Claim, tombstone: Tombstone | None) -> None:
-        data = b"" if tombstone is None else scripts.encode(tombstone)
-        if not await self._run(scripts.DELETE, claim, data, 0) and await self.read(claim.key) != tombstone:
+    async def delete(self, claim: Claim, tombstone: Tombstone | None, *, now: float) -> None:
+        mark, until, note, left = scripts.mark_of(claim.token), now, b"", 0
+        if tombstone is not None:
+            until, note = tombstone.until, tombstone.note
+            left = _milliseconds(max(0.0, until - now) + _LONGER)
+        if not await self._run(scripts.DELETE, claim, mark, until, note, left):
             raise LockLostError(_LOST)
+        self._forget(claim)
 
     async def release(self, claim: Claim, *, now: float | None) -> None:
-        (await self._here()).forget(claim.token)
-        await self._run(scripts.RELEASE, claim, "" if now is None else now, *self._limits())
+        self._forget(claim)
+        await self._run(scripts.RELEASE, claim, "" if now is None else now, *_limits(self._expiry))
 
     async def renew(self, claim: Claim, lease: float) -> None:
         if not await self._run(scripts.RENEW, claim, _milliseconds(lease)):
@@ -150,93 +160,110 @@ class RedisEngine:
             raise LockLostError("a variable was taken over; nothing was stored")
 
     async def touch(self, key: str, *, now: float) -> None:
-        await self._run(scripts.TOUCH, _nobody(key), now, *self._limits())
+        await self._ask(scripts.TOUCH, key, None, "", now, *_limits(self._expiry))
 
     async def add_member(self, group: str, key: str, *, now: float) -> None:
+        lifetime = self._expiry.lifetime
         with _failures():
-            await (await self._here()).client.hset(f"{self._prefix}g:{group}", key, repr(now))
+            here = await self._here()
+            left = 0 if lifetime is None else _milliseconds(lifetime + _LONGER)
+            await here.run(scripts.JOIN, key, repr(now), left, keys=(self._group(group),))
 
     async def members(self, group: str) -> Mapping[str, float]:
         with _failures():
-            found = await (await self._here()).client.hgetall(f"{self._prefix}g:{group}")
+            found: Any = await (await self._here()).client.hgetall(self._group(group))
         return {key.decode(): float(value) for key, value in found.items()}
 
     async def remove_member(self, group: str, key: str) -> None:
         with _failures():
-            await (await self._here()).client.hdel(f"{self._prefix}g:{group}", key)
+            await (await self._here()).client.hdel(self._group(group), key)
 
     async def delete_expired(self, expiry: Expiry, *, now: float) -> int:
-        limits = _limits_of(expiry)
+        limits = _limits(expiry)
+
+        async def sweep(key: str) -> int:
+            return int(await self._ask(scripts.SWEEP, key, None, "", *limits, now))
+
         deleted = 0
-        async for key in self._all_keys():
-            deleted += await self._run(scripts.SWEEP, _nobody(key), *limits, now)
-        with _failures():
-            client = (await self._here()).client
-            async for group in client.scan_iter(match=f"{self._prefix}g:*", count=_AT_ONCE):
-                await self._sweep_group(client, group, now - MEMBER_AGE)
+        async for _, count in each(self._all_keys(), sweep):
+            deleted += count
+        await self._sweep_groups(now - _MEMBER_AGE)
         return deleted
 
-    async def _sweep_group(self, client: Redis, group: bytes, before: float) -> None:
-        async for key, added_at in client.hscan_iter(group, count=_AT_ONCE):
-            if float(added_at) < before and not await client.exists(self._record(key.decode())):
-                await client.hdel(group, key)
+    async def _sweep_groups(self, before: float) -> None:
+        """Remove the members that are older, and lead nowhere."""
+        with _failures():
+            client = (await self._here()).client
+            async for group in names(client, self._group("*")):
+                members: AsyncIterator[Any] = client.hscan_iter(group)
+                async for key, added_at in members:
+                    if float(added_at) < before and not await client.exists(self._record(key.decode())):
+                        await client.hdel(group, key)
 
     async def keys(self) -> AsyncIterator[str]:
-        async for key in self._all_keys():
-            if isinstance(await self.read(key), Record):
+        async def read(key: str) -> bool:
+            with _failures():
+                first: Any = await (await self._here()).client.getrange(self._record(key), 0, 0)
+            return scripts.is_record(first)
+
+        async for key, is_there in each(self._all_keys(), read):
+            if is_there:
                 yield key
 
     async def _all_keys(self) -> AsyncIterator[str]:
-        seen = set[str]()
-        start, end = len(f"{self._prefix}s:{{"), -1
+        start, end = len(self._record("")) - 1, -1
         with _failures():
-            async for name in (await self._here()).client.scan_iter(match=f"{self._prefix}s:{{*}}", count=_AT_ONCE):
-                key = name.decode()[start:end]
-                if key not in seen:
-                    seen.add(key)
-                    yield key
+            async for name in names((await self._here()).client, self._record("*")):
+                yield name[start:end]
 
-    # The connection.
+    # The server.
 
     async def _here(self) -> Connections:
         """Return the connections of the running loop."""
         loop = asyncio.get_running_loop()
         here = self._connections.get(loop)
         if here is None:
-            client = self._server if isinstance(self._server, Redis) else _client(self._server)
-            here = Connections(client, self._channel(), is_ours=client is not self._server)
+            client = new_client(self._server) if isinstance(self._server, str) else self._server
+            here = Connections(client, self._channel(process.name), is_ours=isinstance(self._server, str))
             self._connections[loop] = here
-        await here.start()
+        if not here.is_checked:
+            await check_server(here.client)
+            here.is_checked = True
         return here
 
     async def _run(self, script: str, claim: Claim, *args: Any) -> Any:
+        return await self._ask(script, claim.key, claim.name, claim.token, *args)
+
+    async def _ask(self, script: str, key: str, name: str | None, token: str, *args: Any) -> Any:
+        lock = f"{self._prefix}l:{{{key}}}" + ("" if name is None else f":{name}")
+        keys = self._record(key), lock, f"{lock}:q"
         with _failures():
             here = await self._here()
-            lock = f"{self._prefix}l:{{{claim.key}}}" + ("" if claim.name is None else f":{claim.name}")
-            keys = self._record(claim.key), lock, f"{lock}:q"
-            return await here.run(script, claim.token, f"{self._prefix}p:", "0", *args, keys=keys)
+            return await here.run(script, token, self._channel(""), int(is_cluster(here.client)), *args, keys=keys)
+
+    def _forget(self, claim: Claim) -> None:
+        here = self._connections.get(asyncio.get_running_loop())
+        if here is not None:
+            here.forget(claim.token)
+
+    async def _decoded(self, key: str, data: bytes | None) -> Found:
+        """Return what was stored; move aside what nothing here has stored."""
+        try:
+            return scripts.decode(data)
+        except ValueError as error:
+            aside = f"{self._prefix}x:{{{key}}}:{token_hex(4)}"
+            with _failures():
+                await (await self._here()).client.rename(self._record(key), aside)
+            raise CorruptSessionError(str(error), aside) from error
 
     def _record(self, key: str) -> str:
         return f"{self._prefix}s:{{{key}}}"
 
-    def _channel(self) -> str:
-        return f"{self._prefix}p:{process.name}"
+    def _group(self, group: str) -> str:
+        return f"{self._prefix}g:{group}"
 
-    def _limits(self) -> tuple[float, float]:
-        return _limits_of(self._expiry)
-
-
-def _client(url: str) -> Redis:
-    pool = BlockingConnectionPool.from_url(
-        url,
-        max_connections=_MOST_CONNECTIONS,
-        timeout=_TIMEOUT,
-        retry=Retry(ExponentialBackoff(cap=0.5, base=0.05), 3),
-        socket_timeout=_TIMEOUT,
-        socket_connect_timeout=_TIMEOUT,
-        health_check_interval=30,
-    )
-    return Redis.from_pool(pool)
+    def _channel(self, process_name: str) -> str:
+        return f"{self._prefix}p:{process_name}"
 
 
 @contextmanager
@@ -248,31 +275,12 @@ def _failures() -> Generator[None]:
         raise StoreError(f"the Redis server could not be used: {error or type(error).__name__}") from error
 
 
-def _limits_of(expiry: Expiry) -> tuple[float, float]:
+def _limits(expiry: Expiry) -> tuple[float, float]:
     return (
         -1.0 if expiry.idle_timeout is None else expiry.idle_timeout,
         -1.0 if expiry.lifetime is None else expiry.lifetime,
     )
 
 
-def _milliseconds(lease: float) -> int:
-    return -1 if math.isinf(lease) else math.ceil(lease * 1000)
-
-
-def _encoded(holder: Holder) -> str:
-    return f"{holder.pid}\0{holder.since.timestamp()!r}\0{holder.task}\0{holder.where}"
-
-
-def _decoded(data: bytes) -> Holder | None:
-    from datetime import UTC, datetime
-
-    if not data:
-        return None
-    pid, since, task, where = data.decode(errors="replace").split("\0", 3)
-    return Holder(int(pid), task, datetime.fromtimestamp(float(since), UTC), where)
-
-
-def _nobody(key: str) -> Claim:
-    from datetime import UTC, datetime
-
-    return Claim(key, None, "-", Holder(0, "", datetime.fromtimestamp(0, UTC), ""), math.inf)
+def _milliseconds(seconds: float) -> int:
+    return -1 if math.isinf(seconds) else math.ceil(seconds * 1000)

@@ -1,18 +1,23 @@
 """What Redis runs in one atomic step each: Lua, over three keys of one slot.
 
-    record    a string: 1 or 2 (a tombstone), created at, accessed at (of a tombstone: until), version, payload
-    lock      a hash: the holder's token, end of its lease, name and since when its process is gone; or for whom the lock
-              is kept, and until when
+    record    a string: 1 or 2 (a tombstone), created at, accessed at (of a tombstone: until), version, the marks of the
+              last four commits, payload (of a tombstone: note)
+    lock      a hash: the holder's token, end of its lease, name and since when its process is gone; or for whom the
+              lock is kept, and until when
     queue     a sorted set: the tokens of those who wait, by when they came
 
 A token begins with the name of its process, which listens on a channel of that name: whoever gives a lock to the next
 tells him there, and learns at once whether anybody listens. In a cluster that can't be learned, so a lock is kept for
 the next for a second, and a holder's process counts as there. Times of locks are milliseconds of the server's clock.
+
+A client that lost its connection asks again, so each script may run twice. Who no longer has the lock when he commits
+has lost it, or has committed before: the mark that his commit left tells, unless four others have followed.
 """
 
 from __future__ import annotations
 
 import struct
+from hashlib import sha256
 from typing import Final
 
 from asyncsess.backends.base import Found, Record, Tombstone
@@ -20,25 +25,45 @@ from asyncsess.backends.base import Found, Record, Tombstone
 _HEAD: Final = struct.Struct(">Bddd")
 _RECORD: Final = 1
 _TOMBSTONE: Final = 2
+_SIZE: Final = 57  # of the head and the marks
+UNKNOWN: Final = 2  # an answer to a commit
 
 
-def encode(found: Record | Tombstone) -> bytes:
-    """Return what is stored of a record or a tombstone."""
-    if isinstance(found, Record):
-        return _HEAD.pack(_RECORD, found.created_at, found.accessed_at, found.version) + found.payload
-    return _HEAD.pack(_TOMBSTONE, 0.0, found.until, 0) + found.note
+def mark_of(token: str) -> bytes:
+    """Return what a commit of a claim leaves in the record, eight bytes."""
+    return sha256(token.encode()).digest()[:8]
+
+
+def encode(record: Record) -> tuple[bytes, bytes]:
+    """Return what is stored of a record before and behind the marks."""
+    return _HEAD.pack(_RECORD, record.created_at, record.accessed_at, record.version), record.payload
+
+
+def is_record(first: bytes) -> bool:
+    """Tell from the first byte of what is stored whether it is a record."""
+    return first == bytes([_RECORD])
 
 
 def decode(data: bytes | None) -> Found:
-    """Return what was stored."""
+    """Return what was stored.
+
+    Raises:
+        ValueError: It is nothing that this has stored.
+    """
     if data is None:
         return None
+    if len(data) < _SIZE or data[0] not in {_RECORD, _TOMBSTONE}:
+        raise ValueError("what the server has under its key is no session")
     kind, created_at, accessed_at, version = _HEAD.unpack_from(data)
-    rest = data[_HEAD.size :]
+    rest = data[_SIZE:]
     if kind == _TOMBSTONE:
         return Tombstone(rest, accessed_at)
     return Record(rest, int(version), created_at, accessed_at)
 
+
+# Locks are taken and given back, and sessions deleted, also on a server whose memory is full.
+_ALWAYS: Final = "#!lua flags=allow-oom\n"
+_UNLESS_FULL: Final = "#!lua\n"
 
 _COMMON: Final = """
 local record, lock, queue = KEYS[1], KEYS[2], KEYS[3]
@@ -93,10 +118,33 @@ local function expire(created_at, accessed_at, idle, lifetime, at)
     redis.call('PERSIST', record)
   end
 end
+
+local function stored()
+  local before = redis.call('GETRANGE', record, 0, 56)
+  if #before == 57 then return before end
+end
+
+-- 1 if a version is that of a mark, 0 if not, 2 if that is not known any more
+local function was_stored(before, version, mark)
+  if not before then return 0 end
+  local _, _, _, newest = head_of(before)
+  local since = newest - version
+  if since < 0 then return 0 end
+  if since > 3 then return 2 end
+  return string.sub(before, 26 + 8 * since, 33 + 8 * since) == mark and 1 or 0
+end
+
+local function put(head, mark, payload, before, idle, lifetime)
+  local marks = before and string.sub(before, 26, 49) or string.rep('\\0', 24)
+  redis.call('SET', record, head .. mark .. marks .. payload)
+  local _, created_at, accessed_at = head_of(head)
+  expire(created_at, accessed_at, idle, lifetime, accessed_at)
+end
 """
 
 TAKE: Final = (
-    _COMMON
+    _ALWAYS
+    + _COMMON
     + """
 local lease, holder, is_name, create = tonumber(ARGV[4]), ARGV[5], ARGV[6] == '1', ARGV[7] == '1'
 local at = now()
@@ -161,7 +209,8 @@ return {1, was_late and 1 or 0, found}
 )
 
 LEAVE: Final = (
-    _COMMON
+    _ALWAYS
+    + _COMMON
     + """
 redis.call('ZREM', queue, token)
 if is_mine() or redis.call('HGET', lock, 'for') == token then hand_on() end
@@ -169,39 +218,48 @@ if is_mine() or redis.call('HGET', lock, 'for') == token then hand_on() end
 )
 
 CREATE: Final = (
-    _COMMON
+    _UNLESS_FULL
+    + _COMMON
     + """
-if is_mine() then return 1 end
-if redis.call('EXISTS', record) == 1 or redis.call('EXISTS', lock) == 1 then return 0 end
-redis.call('SET', record, ARGV[6])
-local _, created_at, accessed_at = head_of(ARGV[6])
-expire(created_at, accessed_at, tonumber(ARGV[7]), tonumber(ARGV[8]), accessed_at)
+local head, mark = ARGV[6], ARGV[7]
+local before = stored()
+if before then return is_mine() and was_stored(before, 1, mark) or 0 end
+if redis.call('EXISTS', lock) == 1 and not is_mine() then return 0 end
+put(head, mark, ARGV[8], nil, tonumber(ARGV[9]), tonumber(ARGV[10]))
 grant(tonumber(ARGV[4]), ARGV[5])
 return 1
 """
 )
 
 COMMIT: Final = (
-    _COMMON
+    _UNLESS_FULL
+    + _COMMON
     + """
-if not is_mine() then return 0 end
-redis.call('SET', record, ARGV[4])
-local _, created_at, accessed_at = head_of(ARGV[4])
-expire(created_at, accessed_at, tonumber(ARGV[5]), tonumber(ARGV[6]), accessed_at)
-if ARGV[7] == '1' then hand_on() end
+local head, mark = ARGV[4], ARGV[5]
+local _, _, _, version = head_of(head)
+local before = stored()
+local was = was_stored(before, version, mark)
+if not is_mine() then return was end
+if was == 0 then put(head, mark, ARGV[6], before, tonumber(ARGV[7]), tonumber(ARGV[8])) end
+if ARGV[9] == '1' then hand_on() end
 return 1
 """
 )
 
 DELETE: Final = (
-    _COMMON
+    _ALWAYS
+    + _COMMON
     + """
-if not is_mine() then return 0 end
-if ARGV[4] == '' then
-  redis.call('DEL', record)
+local mark, until_at, note, left = ARGV[4], tonumber(ARGV[5]), ARGV[6], tonumber(ARGV[7])
+local before = stored()
+local kind, _, _, version = 0, 0, 0, 0
+if before then kind, _, _, version = head_of(before) end
+if not is_mine() then return (kind == 2 and string.sub(before, 26, 33) == mark) and 1 or 0 end
+if left > 0 and kind == 1 then
+  redis.call('SET', record, struct.pack('>Bddd', 2, 0, until_at, version) .. mark .. string.sub(before, 26, 49) .. note)
+  redis.call('PEXPIRE', record, left)
 else
-  redis.call('SET', record, ARGV[4])
-  if tonumber(ARGV[5]) > 0 then redis.call('PEXPIRE', record, ARGV[5]) end
+  redis.call('DEL', record)
 end
 hand_on()
 return 1
@@ -210,8 +268,8 @@ return 1
 
 _TOUCH: Final = """
 local function touch(at, idle, lifetime)
-  local head = redis.call('GETRANGE', record, 0, 24)
-  if #head < 25 then return end
+  local head = stored()
+  if not head then return end
   local kind, created_at, accessed_at = head_of(head)
   if kind ~= 1 or accessed_at >= at then return end
   redis.call('SETRANGE', record, 9, struct.pack('>d', at))
@@ -220,7 +278,8 @@ end
 """
 
 RELEASE: Final = (
-    _COMMON
+    _ALWAYS
+    + _COMMON
     + _TOUCH
     + """
 if not is_mine() then return 0 end
@@ -231,7 +290,8 @@ return 1
 )
 
 TOUCH: Final = (
-    _COMMON
+    _ALWAYS
+    + _COMMON
     + _TOUCH
     + """
 if not redis.call('HGET', lock, 'token') then touch(tonumber(ARGV[4]), tonumber(ARGV[5]), tonumber(ARGV[6])) end
@@ -239,7 +299,8 @@ if not redis.call('HGET', lock, 'token') then touch(tonumber(ARGV[4]), tonumber(
 )
 
 RENEW: Final = (
-    _COMMON
+    _ALWAYS
+    + _COMMON
     + """
 if not is_mine() then return 0 end
 local lease = tonumber(ARGV[4])
@@ -249,15 +310,16 @@ return 1
 """
 )
 
-CHECK: Final = _COMMON + "return is_mine() and 1 or 0"
+CHECK: Final = _ALWAYS + _COMMON + "return is_mine() and 1 or 0"
 
 SWEEP: Final = (
-    _COMMON
+    _ALWAYS
+    + _COMMON
     + """
 local idle, lifetime, at = tonumber(ARGV[4]), tonumber(ARGV[5]), tonumber(ARGV[6])
 if redis.call('HGET', lock, 'token') then return 0 end
-local head = redis.call('GETRANGE', record, 0, 24)
-if #head < 25 then return 0 end
+local head = stored()
+if not head then return 0 end
 local kind, created_at, accessed_at = head_of(head)
 if kind == 2 then
   if accessed_at <= at then redis.call('DEL', record) end
@@ -268,5 +330,15 @@ if (idle >= 0 and accessed_at + idle <= at) or (lifetime >= 0 and created_at + l
   return 1
 end
 return 0
+"""
+)
+
+TIME: Final = _ALWAYS + "return redis.call('TIME')"
+
+JOIN: Final = (
+    _UNLESS_FULL
+    + """
+redis.call('HSET', KEYS[1], ARGV[1], ARGV[2])
+if tonumber(ARGV[3]) > 0 then redis.call('PEXPIRE', KEYS[1], ARGV[3]) end
 """
 )

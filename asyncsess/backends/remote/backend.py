@@ -8,8 +8,9 @@ from collections.abc import AsyncIterator, Mapping
 from asyncsess.backends.base import BackendStatistics, Found, Record
 from asyncsess.backends.remote.clock import ServerClock
 from asyncsess.backends.remote.engine import Claim, Engine
-from asyncsess.backends.remote.held import Lines, RemoteHeld, RemoteHeldName, process
-from asyncsess.errors import Holder, StoreError
+from asyncsess.backends.remote.held import RemoteHeld, RemoteHeldName
+from asyncsess.backends.remote.lines import Lines, process
+from asyncsess.errors import Holder
 from asyncsess.expiry import Expiry
 
 
@@ -26,22 +27,18 @@ class RemoteBackend:
     def __init__(self, engine: Engine) -> None:
         self.clock = ServerClock()
         self._engine = engine
-        self._lines = Lines()
-        self._is_closed = False
+        self._turns = Lines(engine)
 
     def __repr__(self) -> str:
         return f"<RemoteBackend {self._engine!r}>"
 
     async def open(self) -> None:
-        self._is_closed = False
+        self._turns.is_closed = False
         await self._engine.open()
         await self.clock.set_by(self._engine.now)
 
     async def aclose(self) -> None:
-        self._is_closed = True
-        for held in list(self._lines.holds):
-            await held.lose()
-        self._lines.take_back()
+        await self._turns.close()
         await self._engine.aclose()
 
     async def read(self, key: str) -> Found:
@@ -51,20 +48,20 @@ class RemoteBackend:
         self, key: str, *, timeout: float, holder: Holder, lease: float = math.inf, create: bool = False
     ) -> RemoteHeld:
         claim = Claim(key, None, process.token(), holder, lease, create)
-        return RemoteHeld(self._open_engine(), self._lines, claim, timeout)
+        return RemoteHeld(self._open_lines(), claim, timeout)
 
     def create(
         self, key: str, payload: bytes, *, created_at: float, now: float, holder: Holder, lease: float = math.inf
     ) -> RemoteHeld:
         claim = Claim(key, None, process.token(), holder, lease, True)
         first = Record(payload, 1, created_at, now)
-        return RemoteHeld(self._open_engine(), self._lines, claim, 0.0, first=first)
+        return RemoteHeld(self._open_lines(), claim, 0.0, first=first)
 
     def hold_name(
         self, key: str, name: str, *, timeout: float, holder: Holder, lease: float = math.inf
     ) -> RemoteHeldName:
         claim = Claim(key, name, process.token(), holder, lease, True)
-        return RemoteHeldName(self._open_engine(), self._lines, claim, timeout)
+        return RemoteHeldName(self._open_lines(), claim, timeout)
 
     async def touch(self, key: str, *, now: float) -> None:
         await self._open_engine().touch(key, now=now)
@@ -88,9 +85,12 @@ class RemoteBackend:
             yield key
 
     def statistics(self) -> BackendStatistics:
-        return BackendStatistics(holding=self._lines.holding, waiting=self._lines.waiting + self._lines.elsewhere)
+        return BackendStatistics(holding=self._turns.holding, waiting=self._turns.waiting)
+
+    def _open_lines(self) -> Lines:
+        self._turns.check_open()
+        return self._turns
 
     def _open_engine(self) -> Engine:
-        if self._is_closed:
-            raise StoreError("the store was closed; enter it again, or make a new one")
+        self._turns.check_open()
         return self._engine

@@ -97,12 +97,8 @@ class Engine(Protocol):
         """Leave the line, or give back a lock that may have been granted meanwhile."""
         ...
 
-    async def create(self, claim: Claim, record: Record) -> None:
-        """Store a first version and take its lock.
-
-        Raises:
-            StoreError: There is a record or a tombstone of this key.
-        """
+    async def create(self, claim: Claim, record: Record) -> bool:
+        """Store a first version and take its lock; return False if there is a record or a tombstone of this key."""
         ...
 
     async def commit(self, claim: Claim, before: Found, payload: bytes, *, now: float, is_last: bool) -> Record:
@@ -120,7 +116,7 @@ class Engine(Protocol):
         """
         ...
 
-    async def delete(self, claim: Claim, tombstone: Tombstone | None) -> None:
+    async def delete(self, claim: Claim, tombstone: Tombstone | None, *, now: float) -> None:
         """Delete the record, or leave a tombstone in its place, and give the lock to the next.
 
         Raises:

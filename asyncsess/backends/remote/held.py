@@ -4,96 +4,70 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import os
-import secrets
 import time
-import weakref
 from collections.abc import Coroutine
 from contextlib import suppress
-from itertools import count
 from types import TracebackType
 from typing import Any, Final, Self, TypeVar
 
 import anyio
 
 from asyncsess.backends.base import Found, Record, Tombstone
-from asyncsess.backends.remote.engine import Busy, Claim, Engine, Granted
-from asyncsess.backends.turns import Turn, Turns, boot_time
-from asyncsess.errors import Holder, LockLostError, LockTimeoutError, StoreError
+from asyncsess.backends.remote.engine import Busy, Claim, Granted
+from asyncsess.backends.remote.lines import CLOSED, Lines
+from asyncsess.backends.turns import Turn, boot_time
+from asyncsess.errors import LockLostError, LockTimeoutError, StoreError
 
 T = TypeVar("T")
 
 logger = logging.getLogger("asyncsess")
 
 _NOT_HELD: Final = "the session is no longer held; nothing was stored"
-_numbers = count(1)
-
-
-class Process:
-    """What tells this process from all others that use a server; made anew in the child of a fork."""
-
-    def __init__(self) -> None:
-        self.name = secrets.token_hex(8)
-
-    def token(self) -> str:
-        """Return what no claim has had before."""
-        return f"{self.name}.{next(_numbers)}"
-
-
-process = Process()
-
-
-class Lines(Turns):
-    """The lines of this process, whose first stand in those of a server.
-
-    Attributes:
-        elsewhere: How many stand there.
-        holds: What is held.
-    """
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.elsewhere = 0
-        self.holds = weakref.WeakSet[RemoteHold]()
 
 
 class RemoteHold:
     """The way to a lock on a server, and back: first the line of this process, then that of the server.
 
     Args:
-        engine: The server.
         lines: Those of this process.
         claim: What is wanted.
         timeout: Seconds to wait for both.
 
     Attributes:
         waited: Seconds that others took to let go; 0 if it was free.
+        is_waiting: Whether it stands in the line of the server.
     """
 
-    def __init__(self, engine: Engine, lines: Lines, claim: Claim, timeout: float) -> None:
-        self._engine = engine
-        self._turns = lines
+    def __init__(self, lines: Lines, claim: Claim, timeout: float) -> None:
+        self._lines = lines
+        self._engine = lines.engine
         self._claim = claim
         self._timeout = timeout
         self._turn: Turn | None = None
-        self._is_locked = False
+        self._loop: asyncio.AbstractEventLoop | None = None
+        self._sleep: asyncio.Future[None] | None = None
+        self._is_locked = self.is_waiting = False
         self.waited = 0.0
 
     def __repr__(self) -> str:
         return f"<{type(self).__name__} {'locked' if self._is_locked else 'free'}>"
 
     async def __aenter__(self) -> Self:
-        started = time.monotonic()
-        claim = self._claim
+        started, claim = time.monotonic(), self._claim
         line = claim.key if claim.name is None else f"{claim.key}:{claim.name}"
-        self._turn = await self._turns.take(line, timeout=self._timeout, holder=claim.holder)
+        turn = self._turn = await self._lines.take(line, timeout=self._timeout, holder=claim.holder)
+        self._loop = asyncio.get_running_loop()
+        self._lines.asking.add(self)
         try:
-            has_waited = await self._acquire(started + self._timeout, started)
+            self._granted(await self._acquire(started))
+            if turn.has_waited or self.is_waiting:
+                self.waited = time.monotonic() - started
         except BaseException:
             self._give_back()
             raise
-        if has_waited or self._turn.has_waited:
-            self.waited = time.monotonic() - started
+        finally:
+            self.is_waiting = False
+            self._lines.asking.discard(self)
         return self
 
     async def __aexit__(
@@ -101,47 +75,63 @@ class RemoteHold:
     ) -> None:
         await self._release(None)
 
-    async def _acquire(self, until: float, started: float) -> bool:
-        """Take the lock; return whether others had to let go of it first."""
-        has_waited = False
+    async def _acquire(self, started: float) -> Granted:
+        """Ask until the lock is granted. Whoever gives up leaves no lock behind, granted or not."""
+        answer = None
         try:
-            while isinstance(answer := await self._take(), Busy):
-                self._turns.elsewhere += not has_waited
-                has_waited = True
-                left = until - time.monotonic()
-                if left <= 0:
-                    raise LockTimeoutError(time.monotonic() - started, answer.holder, ahead=answer.ahead)
-                await self._engine.told(self._claim, min(left, answer.pause))
-        except BaseException:
-            if has_waited:
-                await finish(self._leave())
+            while not self._lines.is_closed:
+                answer = await finish(self._engine.take(self._claim))
+                if isinstance(answer, Busy):
+                    await self._wait(answer, started)
+                elif not self._lines.is_closed:
+                    return answer
+        except StoreError as error:
+            self._lines.returns.add(self._claim, error)
             raise
-        finally:
-            self._turns.elsewhere -= has_waited
-        self._granted(answer)
-        self._turns.holds.add(self)
-        return has_waited
-
-    async def _take(self) -> Granted | Busy:
-        """Ask for the lock. A grant that a cancellation keeps from being known is given back."""
-        asking = asyncio.ensure_future(self._engine.take(self._claim))
-        try:
-            return await asyncio.shield(asking)
-        except asyncio.CancelledError:
-            with suppress(StoreError):
-                await finish(_wait(asking))
+        except BaseException:
             await finish(self._leave())
             raise
+        if answer is not None:
+            await finish(self._leave())
+        raise StoreError(CLOSED)
+
+    async def _wait(self, answer: Busy, started: float) -> None:
+        waited = time.monotonic() - started
+        if waited >= self._timeout:
+            raise LockTimeoutError(waited, answer.holder, ahead=answer.ahead)
+        self.is_waiting = True
+        await self._told(min(self._timeout - waited, answer.pause))
+
+    async def _told(self, seconds: float) -> None:
+        """Wait until the lock may be free, or until `wake`."""
+        self._sleep = asyncio.ensure_future(self._engine.told(self._claim, seconds))
+        try:
+            await asyncio.wait([self._sleep])
+        finally:
+            self._sleep.cancel()
+        if not self._sleep.cancelled():
+            self._sleep.result()
+
+    def wake(self) -> None:
+        """Wait no longer; for the thread of the one who waits."""
+        if self._sleep is not None:
+            self._sleep.cancel()
+
+    def is_of(self, loop: asyncio.AbstractEventLoop) -> bool:
+        """Tell whether this is asked for in an event loop."""
+        return self._loop is loop
 
     async def _leave(self) -> None:
+        """Leave the line of the server, or give back what may have been granted meanwhile."""
         try:
             await self._engine.leave(self._claim)
-        except StoreError as error:  # its lease will end
-            logger.warning("a lock that nobody waits for any more could not be given up: %s", error)
+        except StoreError as error:
+            self._lines.returns.add(self._claim, error)
 
     def _granted(self, answer: Granted) -> None:
         """Note what is held from now on."""
         self._is_locked = answer.is_locked
+        self._lines.holds.add(self)
         if self._turn is not None:
             self._turn.deadline = boot_time() + self._claim.lease
             if self._turn.has_waited:
@@ -152,7 +142,12 @@ class RemoteHold:
         """Whether anybody waits for this, here or, where the server tells, elsewhere."""
         if self._turn is None or not self._is_locked:
             return False
-        return self._turns.has_waiters(self._turn) or self._engine.is_contended(self._claim)
+        return self._lines.has_waiters(self._turn) or self._engine.is_contended(self._claim)
+
+    @property
+    def _is_current(self) -> bool:
+        """Whether it still is this one's turn, and not in the child of a fork."""
+        return self._turn is not None and self._lines.is_current(self._turn)
 
     async def renew(self, lease: float) -> None:
         self._check_held()
@@ -162,13 +157,13 @@ class RemoteHold:
             self._turn.deadline = boot_time() + lease
 
     def _check_held(self) -> None:
-        if self._turn is None or not self._is_locked or not self._turns.is_current(self._turn):
+        if not self._is_locked or not self._is_current:
             raise LockLostError(_NOT_HELD)
 
     async def _release(self, now: float | None) -> None:
+        is_locked, self._is_locked = self._is_locked and self._is_current, False
         try:
-            if self._is_locked:
-                self._is_locked = False
+            if is_locked:
                 await finish(self._let_go(now))
         finally:
             self._give_back()
@@ -176,8 +171,8 @@ class RemoteHold:
     async def _let_go(self, now: float | None) -> None:
         try:
             await self._engine.release(self._claim, now=now)
-        except StoreError as error:  # what was to be stored has been, and the lease will end
-            logger.warning("a lock could not be given back: %s", error)
+        except StoreError as error:
+            self._lines.returns.add(self._claim, error)
 
     async def lose(self) -> None:
         """Give everything back, whatever its holder is about."""
@@ -186,7 +181,7 @@ class RemoteHold:
     def _give_back(self) -> None:
         turn, self._turn = self._turn, None
         if turn is not None:
-            self._turns.give_back(turn)
+            self._lines.give_back(turn)
 
 
 class RemoteHeldName(RemoteHold):
@@ -207,14 +202,12 @@ class RemoteHeld(RemoteHold):
     """A key, held: `Held` of `asyncsess.backends.base`.
 
     Args:
-        engine, lines, claim, timeout: As `RemoteHold`.
+        lines, claim, timeout: As `RemoteHold`.
         first: The first version, to be stored on entering; None to take what is there.
     """
 
-    def __init__(
-        self, engine: Engine, lines: Lines, claim: Claim, timeout: float, *, first: Record | None = None
-    ) -> None:
-        super().__init__(engine, lines, claim, timeout)
+    def __init__(self, lines: Lines, claim: Claim, timeout: float, *, first: Record | None = None) -> None:
+        super().__init__(lines, claim, timeout)
         self._first = first
         self._found: Found = None
 
@@ -222,10 +215,19 @@ class RemoteHeld(RemoteHold):
     def record(self) -> Found:
         return self._found
 
-    async def _take(self) -> Granted | Busy:
+    async def _acquire(self, started: float) -> Granted:
         if self._first is None:
-            return await super()._take()
-        await finish(self._engine.create(self._claim, self._first))
+            return await super()._acquire(started)
+        try:
+            is_new = await finish(self._engine.create(self._claim, self._first))
+        except StoreError as error:
+            self._lines.returns.add(self._claim, error)
+            raise
+        except BaseException:
+            await finish(self._leave())
+            raise
+        if not is_new:
+            raise StoreError("there is a session of this key already")
         return Granted(self._first)
 
     def _granted(self, answer: Granted) -> None:
@@ -249,14 +251,19 @@ class RemoteHeld(RemoteHold):
             self._is_locked = False
         return record
 
-    async def delete(self, tombstone: Tombstone | None = None) -> None:
+    async def delete(self, tombstone: Tombstone | None = None, *, now: float) -> None:
+        if self._found is None and not self._is_locked and self._is_current:  # there is nothing to delete
+            return
         self._check_held()
-        left = tombstone if isinstance(self._found, Record) else None
-        await finish(self._delete(left))
+        await finish(self._delete(tombstone if isinstance(self._found, Record) else None, now))
         self._give_back()
 
-    async def _delete(self, tombstone: Tombstone | None) -> None:
-        await self._engine.delete(self._claim, tombstone)
+    async def _delete(self, tombstone: Tombstone | None, now: float) -> None:
+        try:
+            await self._engine.delete(self._claim, tombstone, now=now)
+        except LockLostError:
+            self._is_locked = False
+            raise
         self._found, self._is_locked = tombstone, False
 
     async def release(self, *, now: float) -> None:
@@ -278,14 +285,3 @@ async def finish(work: Coroutine[Any, Any, T]) -> T:
         if not task.cancelled() and (error := task.exception()) is not None:
             logger.warning("what was under way when it was cancelled has failed: %s", error)
         raise
-
-
-async def _wait(future: asyncio.Future[Any]) -> None:
-    await future
-
-
-def _begin_process() -> None:
-    process.__init__()  # type: ignore[misc]
-
-
-os.register_at_fork(after_in_child=_begin_process)

@@ -50,7 +50,7 @@ class GroupContract:
         for key in (KEY, buried):
             await put(backend, key=key)
         async with hold(backend, buried) as held:
-            await held.delete(Tombstone(b"", NOW + 1000))
+            await held.delete(Tombstone(b"", NOW + 1000), now=NOW)
         for key in (KEY, buried, absent):
             await backend.add_member(GROUP, key, now=NOW)
         assert await backend.delete_expired(Expiry(), now=NOW + 60) == 0

@@ -56,7 +56,7 @@ class HoldContract:
                 tasks.create_task(look(backend, seen))
                 tasks.create_task(look(other, seen, create=True))
                 await until(lambda: waiting(backend, other) == 2)
-                await held.delete()  # and the lock with it
+                await held.delete(now=NOW)  # and the lock with it
             assert (seen, await backend.read(KEY), await keys_of(backend)) == ([None, None], None, [])
         async with create(backend, b"new", now=NOW + 5) as held:
             assert held.record == Record(b"new", 1, NOW + 5, NOW + 5)
@@ -97,12 +97,12 @@ class HoldContract:
     async def test_a_key_that_was_given_back_can_not_be_changed(self, backend: Backend, end: str) -> None:
         await put(backend)
         async with hold(backend) as held:
-            await (held.release(now=NOW + 5) if end == "release" else held.delete())
+            await (held.release(now=NOW + 5) if end == "release" else held.delete(now=NOW))
             left = await backend.read(KEY)
             assert left == (Record(b"payload", 1, NOW, NOW + 5) if end == "release" else None)
             async with hold(backend, create=True):  # another has it, and keeps it
                 await held.release(now=NOW + 9)
-                for late in (held.commit(b"late", now=NOW + 9), held.delete()):
+                for late in (held.commit(b"late", now=NOW + 9), held.delete(now=NOW)):
                     with pytest.raises(LockLostError):
                         await late
                 with pytest.raises(LockTimeoutError):
@@ -119,8 +119,8 @@ class HoldContract:
                 for change in (
                     held.commit(b"late", now=NOW),
                     held.renew(1.0),
-                    held.delete(),
-                    held.delete(tombstone),
+                    held.delete(now=NOW),
+                    held.delete(tombstone, now=NOW),
                 ):
                     with pytest.raises(LockLostError):
                         await change

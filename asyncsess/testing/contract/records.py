@@ -61,7 +61,7 @@ class RecordContract:
             assert await backend.read(KEY) == Record(b"payload", 1, NOW, expected)
         async with hold(backend) as held:
             await backend.touch(KEY, now=NOW + 9)  # does not wait for the holder, who notes the use itself
-            await held.delete()
+            await held.delete(now=NOW)
         assert (await backend.read(KEY), await keys_of(backend)) == (None, [])
 
     async def test_only_a_commit_leaves_something_under_a_new_key(self, backend: Backend, other: Backend) -> None:
@@ -92,7 +92,7 @@ class RecordContract:
                 assert found in ([new] if was_in_time else [old, new])
                 last = await held.commit(b"last" * 99, now=NOW + 2)
                 assert last == await backend.read(KEY) == Record(b"last" * 99, found.version + 1, NOW, NOW + 2)
-                await held.delete()
+                await held.delete(now=NOW)
             steps += 1 + steps // 8
 
     @pytest.mark.parametrize("expiry", [Expiry(idle_timeout=60.0), Expiry(lifetime=60.0), Expiry(60.0, 90.0)])
@@ -138,7 +138,7 @@ class RecordContract:
             await put(backend, payload)
             async with hold(backend) as held:
                 await held.commit(payload.upper(), now=NOW)
-                await held.delete(tombstone)
+                await held.delete(tombstone, now=NOW)
             for handle in (backend, other):
                 assert (await handle.read(KEY), await keys_of(handle)) == (tombstone, [])
                 for is_new in (False, True):
@@ -159,14 +159,14 @@ class RecordContract:
     async def test_a_tombstone_can_be_deleted_and_only_a_record_leaves_one(self, backend: Backend) -> None:
         tombstone = Tombstone(b"", NOW + 60)
         async with hold(backend, create=True) as held:
-            await held.delete(tombstone)
+            await held.delete(tombstone, now=NOW)
         assert await backend.read(KEY) is None
         for left in (tombstone, None):
             await put(backend)
             async with hold(backend) as held:
-                await held.delete(tombstone)
+                await held.delete(tombstone, now=NOW)
             async with hold(backend) as held:
-                await held.delete(left)
+                await held.delete(left, now=NOW)
             assert await backend.read(KEY) is None
         async with create(backend, b"new") as held:
             assert held.record == Record(b"new", 1, NOW, NOW)
@@ -178,5 +178,5 @@ class RecordContract:
             for handle in (backend, other, backend):
                 tasks.create_task(look(handle, seen, create=True))
             await until(lambda: waiting(backend, other) == 3)
-            await held.delete(Tombstone(b"here", NOW))
+            await held.delete(Tombstone(b"here", NOW), now=NOW)
         assert seen == [Tombstone(b"here", NOW)] * 3

@@ -65,7 +65,7 @@ async def leave(late: Held) -> None:
 
 
 async def destroy(late: Held) -> None:
-    await late.delete(Tombstone(b"H", NOW))
+    await late.delete(Tombstone(b"H", NOW), now=NOW)
 
 
 ACTS: dict[str, Act] = {act.__name__: act for act in (commit, grow, commit_twice, renew, leave, destroy)}

@@ -1,0 +1,28 @@
+"""What a server keeps of a holder, to be told to those who wait for him elsewhere."""
+
+from __future__ import annotations
+
+import socket
+from datetime import UTC, datetime
+
+import msgspec
+
+from asyncsess.errors import Holder
+
+
+def pack(holder: Holder) -> bytes:
+    """Return what is kept of a holder; also on which machine he is."""
+    return msgspec.msgpack.encode(
+        (holder.pid, holder.task, holder.since.timestamp(), f"{holder.where} on {socket.gethostname()}")
+    )
+
+
+def unpack(data: bytes | None) -> Holder | None:
+    """Return the holder; None if there is none, or it can't be told who it is."""
+    if not data:
+        return None
+    try:
+        pid, task, since, where = msgspec.msgpack.decode(data, type=tuple[int, str, float, str])
+    except msgspec.MsgspecError:
+        return None
+    return Holder(pid, task, datetime.fromtimestamp(since, UTC), where)
