@@ -43,7 +43,7 @@ from asyncsess.operations import (
 from asyncsess.session import Session
 from asyncsess.statistics import Statistics
 from asyncsess.store import SessionStore
-from asyncsess.stores import FileStore, MemoryStore
+from asyncsess.stores import FileStore, MemoryStore, RedisStore
 
 __all__ = [
     "Codec",
@@ -67,6 +67,7 @@ __all__ = [
     "OperationError",
     "OwnedSession",
     "ReadOnlySessionError",
+    "RedisStore",
     "Session",
     "SessionClosedError",
     "SessionError",

