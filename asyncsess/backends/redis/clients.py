@@ -21,13 +21,17 @@ _OLDEST: Final = (7, 0)
 
 
 def new_client(url: str) -> Redis:
-    """Return a client whose commands end in bounded time: each is tried three times unless the server is slow."""
+    """Return a client that tries a command three times when it loses its connection.
+
+    It does not stop waiting for a slow server by itself: it would do so with ``asyncio.wait_for``, in which a
+    cancellation can get lost before Python 3.12.
+    """
     pool = BlockingConnectionPool.from_url(
         url,
         max_connections=_MOST_CONNECTIONS,
         timeout=TIMEOUT,
         retry=Retry(ExponentialBackoff(cap=0.5, base=0.05), 2, supported_errors=(LostConnectionError,)),
-        socket_timeout=TIMEOUT,
+        socket_timeout=None,
         socket_connect_timeout=TIMEOUT,
         health_check_interval=30,
     )

@@ -42,23 +42,17 @@ class Connections:
         self._is_ours = is_ours
         self._told: dict[str, asyncio.Event] = {}
         self._listener: asyncio.Task[None] | None = None
-        self._is_listening = asyncio.Event()
-        self._failure: Exception | None = None
+        self._is_listening = False
+        self._waiters: list[asyncio.Future[None]] = []
 
-    async def listen(self, timeout: float) -> None:
-        """Return once this process can be told of locks, and is seen to be alive.
-
-        Raises:
-            TimeoutError: It is not in time.
-        """
+    async def listen(self) -> None:
+        """Return once this process can be told of locks, and is seen to be alive; raise if it just failed to be."""
         if self._listener is None or self._listener.done():
             self._listener = asyncio.create_task(self._listen(), name="asyncsess listener")
-        if not self._is_listening.is_set():
-            try:
-                async with asyncio.timeout(timeout):
-                    await self._is_listening.wait()
-            except TimeoutError:
-                raise TimeoutError(f"could not subscribe to the channel of locks: {self._failure}") from self._failure
+        if not self._is_listening:
+            waiter = asyncio.get_running_loop().create_future()
+            self._waiters.append(waiter)
+            await waiter
 
     async def run(self, script: str, *args: Any, keys: tuple[str, ...]) -> Any:
         """Run a script, in one step; the server keeps it for the next time."""
@@ -107,17 +101,25 @@ class Connections:
                 try:
                     await self._hear()
                 except FAILURES as error:
-                    self._failure = error
-                    if self._is_listening.is_set():
+                    if self._is_listening:
                         pause = _FIRST_PAUSE
                         logger.warning("the channel of locks was interrupted: %s", error)
-                self._is_listening.clear()
+                    self._is_listening = False
+                    self._settle(error)
                 await asyncio.sleep(pause)
                 pause = min(2 * pause, _LONGEST_PAUSE)
         finally:
-            self._is_listening.clear()
+            self._is_listening = False
+            self._settle(ConnectionError("the channel of locks was closed"))
             if self._is_ours:
                 await self.client.aclose()
+
+    def _settle(self, error: Exception | None) -> None:
+        """Tell those who want this to listen how it went."""
+        waiters, self._waiters = self._waiters, []
+        for waiter in waiters:
+            if not waiter.done():
+                waiter.set_result(None) if error is None else waiter.set_exception(error)
 
     async def _hear(self) -> None:
         async with self.client.pubsub() as pubsub:
@@ -131,7 +133,8 @@ class Connections:
                 if message is None:
                     await pubsub.ping()
                 elif message["type"] == "subscribe":
-                    self._is_listening.set()
+                    self._is_listening = True
+                    self._settle(None)
                     self.tell_all()
                 elif message["type"] == "message" and (event := self._told.get(message["data"].decode())):
                     event.set()

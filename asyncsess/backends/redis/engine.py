@@ -5,8 +5,8 @@ from __future__ import annotations
 import asyncio
 import math
 import weakref
-from collections.abc import AsyncIterator, Generator, Mapping
-from contextlib import contextmanager
+from collections.abc import AsyncIterator, Mapping
+from contextlib import asynccontextmanager
 from secrets import token_hex
 from typing import Any, Final
 
@@ -16,7 +16,7 @@ from asyncsess.backends.base import Found, Record, Tombstone
 from asyncsess.backends.redis import scripts
 from asyncsess.backends.redis.clients import TIMEOUT, Client, check_client, check_server, is_cluster, new_client
 from asyncsess.backends.redis.connections import FAILURES, Connections
-from asyncsess.backends.redis.masses import each, names
+from asyncsess.backends.redis.masses import each
 from asyncsess.backends.remote import holders
 from asyncsess.backends.remote.engine import Busy, Claim, Granted
 from asyncsess.backends.remote.lines import process
@@ -24,6 +24,7 @@ from asyncsess.errors import CommitUnknownError, CorruptSessionError, LockLostEr
 from asyncsess.expiry import Expiry
 
 _MEMBER_AGE: Final = 60.0
+_PER_SCAN: Final = 500
 _LONGER: Final = 60.0  # for which what nobody finds any more is there nevertheless
 _LOST: Final = "the session was taken over by another; nothing was stored"
 _TAKEN: Final = 1
@@ -54,8 +55,8 @@ class RedisEngine:
         return f"<RedisEngine prefix={self._prefix!r}>"
 
     async def open(self) -> None:
-        with _failures():
-            await (await self._here()).listen(TIMEOUT)
+        async with self._reach() as here:
+            await here.listen()
 
     async def aclose(self) -> None:
         here = self._connections.pop(asyncio.get_running_loop(), None)
@@ -63,20 +64,18 @@ class RedisEngine:
             await here.close()
 
     async def now(self) -> float:
-        with _failures():
-            here = await self._here()
+        async with self._reach() as here:
             whole, millionths = await here.run(scripts.TIME, keys=(self._group("-"),))
         return int(whole) + int(millionths) / 1e6
 
     async def read(self, key: str) -> Found:
-        with _failures():
-            data: Any = await (await self._here()).client.get(self._record(key))
+        async with self._reach() as here:
+            data: Any = await here.client.get(self._record(key))
         return await self._decoded(key, data)
 
     async def take(self, claim: Claim) -> Granted | Busy:
-        with _failures():
-            here = await self._here()
-            await here.listen(TIMEOUT)  # else this process would count as gone
+        async with self._reach() as here:
+            await here.listen()  # else this process would count as gone
         here.expect(claim.token)
         is_name = claim.name is not None
         lease, holder = _milliseconds(claim.lease), holders.pack(claim.holder)
@@ -92,8 +91,8 @@ class RedisEngine:
         return Busy(holders.unpack(who), int(ahead or 0), int(pause) / 1000)
 
     async def told(self, claim: Claim, seconds: float) -> None:
-        with _failures():
-            here = await self._here()
+        async with self._reach() as here:
+            pass
         await here.told(claim.token, seconds)
 
     def is_contended(self, claim: Claim) -> bool:
@@ -105,8 +104,8 @@ class RedisEngine:
         await self._run(scripts.LEAVE, claim)
 
     async def create(self, claim: Claim, record: Record) -> bool:
-        with _failures():
-            await (await self._here()).listen(TIMEOUT)
+        async with self._reach() as here:
+            await here.listen()
         lease, holder, mark = _milliseconds(claim.lease), holders.pack(claim.holder), scripts.mark_of(claim.token)
         head, payload = scripts.encode(record)
         args = lease, holder, head, mark, payload, *_limits(self._expiry)
@@ -164,19 +163,18 @@ class RedisEngine:
 
     async def add_member(self, group: str, key: str, *, now: float) -> None:
         lifetime = self._expiry.lifetime
-        with _failures():
-            here = await self._here()
+        async with self._reach() as here:
             left = 0 if lifetime is None else _milliseconds(lifetime + _LONGER)
             await here.run(scripts.JOIN, key, repr(now), left, keys=(self._group(group),))
 
     async def members(self, group: str) -> Mapping[str, float]:
-        with _failures():
-            found: Any = await (await self._here()).client.hgetall(self._group(group))
+        async with self._reach() as here:
+            found: Any = await here.client.hgetall(self._group(group))
         return {key.decode(): float(value) for key, value in found.items()}
 
     async def remove_member(self, group: str, key: str) -> None:
-        with _failures():
-            await (await self._here()).client.hdel(self._group(group), key)
+        async with self._reach() as here:
+            await here.client.hdel(self._group(group), key)
 
     async def delete_expired(self, expiry: Expiry, *, now: float) -> int:
         limits = _limits(expiry)
@@ -192,18 +190,16 @@ class RedisEngine:
 
     async def _sweep_groups(self, before: float) -> None:
         """Remove the members that are older, and lead nowhere."""
-        with _failures():
-            client = (await self._here()).client
-            async for group in names(client, self._group("*")):
-                members: AsyncIterator[Any] = client.hscan_iter(group)
-                async for key, added_at in members:
-                    if float(added_at) < before and not await client.exists(self._record(key.decode())):
-                        await client.hdel(group, key)
+        async for name in self._names(self._group("*")):
+            group = name[len(self._group("")) :]
+            for key, added_at in (await self.members(group)).items():
+                if added_at < before and await self.read(key) is None:
+                    await self.remove_member(group, key)
 
     async def keys(self) -> AsyncIterator[str]:
         async def read(key: str) -> bool:
-            with _failures():
-                first: Any = await (await self._here()).client.getrange(self._record(key), 0, 0)
+            async with self._reach() as here:
+                first: Any = await here.client.getrange(self._record(key), 0, 0)
             return scripts.is_record(first)
 
         async for key, is_there in each(self._all_keys(), read):
@@ -212,14 +208,35 @@ class RedisEngine:
 
     async def _all_keys(self) -> AsyncIterator[str]:
         start, end = len(self._record("")) - 1, -1
-        with _failures():
-            async for name in names((await self._here()).client, self._record("*")):
-                yield name[start:end]
+        async for name in self._names(self._record("*")):
+            yield name[start:end]
+
+    async def _names(self, pattern: str) -> AsyncIterator[str]:
+        """Yield the names of the server's keys that match, each once."""
+        seen = set[str]()
+        async with self._reach() as here:
+            found: AsyncIterator[Any] = here.client.scan_iter(match=pattern, count=_PER_SCAN)
+        while True:
+            async with self._reach():
+                name = (await anext(found, b"")).decode()
+            if not name:
+                return
+            if name not in seen:
+                seen.add(name)
+                yield name
 
     # The server.
 
+    @asynccontextmanager
+    async def _reach(self) -> AsyncIterator[Connections]:
+        """Give the connections of the running loop for a moment; translate what goes wrong with the server."""
+        try:
+            async with asyncio.timeout(TIMEOUT):
+                yield await self._here()
+        except FAILURES as error:
+            raise StoreError(f"the Redis server could not be used: {error or 'it did not answer in time'}") from error
+
     async def _here(self) -> Connections:
-        """Return the connections of the running loop."""
         loop = asyncio.get_running_loop()
         here = self._connections.get(loop)
         if here is None:
@@ -237,8 +254,7 @@ class RedisEngine:
     async def _ask(self, script: str, key: str, name: str | None, token: str, *args: Any) -> Any:
         lock = f"{self._prefix}l:{{{key}}}" + ("" if name is None else f":{name}")
         keys = self._record(key), lock, f"{lock}:q"
-        with _failures():
-            here = await self._here()
+        async with self._reach() as here:
             return await here.run(script, token, self._channel(""), int(is_cluster(here.client)), *args, keys=keys)
 
     def _forget(self, claim: Claim) -> None:
@@ -252,8 +268,8 @@ class RedisEngine:
             return scripts.decode(data)
         except ValueError as error:
             aside = f"{self._prefix}x:{{{key}}}:{token_hex(4)}"
-            with _failures():
-                await (await self._here()).client.rename(self._record(key), aside)
+            async with self._reach() as here:
+                await here.client.rename(self._record(key), aside)
             raise CorruptSessionError(str(error), aside) from error
 
     def _record(self, key: str) -> str:
@@ -264,15 +280,6 @@ class RedisEngine:
 
     def _channel(self, process_name: str) -> str:
         return f"{self._prefix}p:{process_name}"
-
-
-@contextmanager
-def _failures() -> Generator[None]:
-    """Translate what goes wrong with the server."""
-    try:
-        yield
-    except FAILURES as error:
-        raise StoreError(f"the Redis server could not be used: {error or type(error).__name__}") from error
 
 
 def _limits(expiry: Expiry) -> tuple[float, float]:
