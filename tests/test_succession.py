@@ -548,8 +548,8 @@ async def test_a_store_that_is_closed_as_soon_as_an_id_has_changed_loses_nothing
         async with hold(*args, **options) as held:
             delete = held.delete
 
-            async def delete_and_close(tombstone: Tombstone | None = None) -> None:
-                await delete(tombstone)
+            async def delete_and_close(tombstone: Tombstone | None = None, *, now: float) -> None:
+                await delete(tombstone, now=now)
                 await store.aclose(timeout=0)
 
             monkeypatch.setattr(held, "delete", delete_and_close)

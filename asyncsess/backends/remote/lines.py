@@ -65,6 +65,11 @@ class Lines(Turns):
         self.returns = Returns(self.engine)
 
     @property
+    def holding(self) -> int:
+        """Locks that are held, by the server's word."""
+        return super().holding - len(self.asking)
+
+    @property
     def waiting(self) -> int:
         """Tasks that wait behind a holder, of this process or another."""
         return super().waiting + sum(hold.is_waiting for hold in self.asking)
