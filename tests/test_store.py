@@ -11,7 +11,6 @@ import pytest
 
 from asyncsess import (
     DeadlockError,
-    FileStore,
     InvalidSessionIdError,
     JSONCodec,
     LockLostError,
