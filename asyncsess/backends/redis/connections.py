@@ -4,16 +4,17 @@ from __future__ import annotations
 
 import asyncio
 import logging
+from collections.abc import Sequence
 from contextlib import suppress
 from hashlib import sha1
 from typing import Any, Final
 
-from redis.asyncio import Redis, RedisCluster
 from redis.exceptions import NoScriptError, RedisError
+
+from asyncsess.backends.redis.clients import MOST_AT_ONCE, Client
 
 logger = logging.getLogger("asyncsess")
 
-Client = Redis | RedisCluster
 FAILURES: Final = (RedisError, OSError, TimeoutError)
 
 _FIRST_PAUSE: Final = 0.05
@@ -29,17 +30,19 @@ class Connections:
     Args:
         client: The client.
         channel: Where this process is told of locks.
-        is_ours: Whether the client is closed with this.
+        ours: The clients that are closed with this.
 
     Attributes:
+        slots: How many commands may be under way.
         is_checked: Whether it was seen that the server is fit for sessions.
     """
 
-    def __init__(self, client: Client, channel: str, *, is_ours: bool) -> None:
+    def __init__(self, client: Client, channel: str, ours: Sequence[Client] = ()) -> None:
         self.client = client
         self.is_checked = False
         self._channel = channel
-        self._is_ours = is_ours
+        self._ours = ours
+        self.slots = asyncio.Semaphore(MOST_AT_ONCE)
         self._told: dict[str, asyncio.Event] = {}
         self._listener: asyncio.Task[None] | None = None
         self._is_listening = False
@@ -111,8 +114,7 @@ class Connections:
         finally:
             self._is_listening = False
             self._settle(ConnectionError("the channel of locks was closed"))
-            if self._is_ours:
-                await self.client.aclose()
+            await self._close_ours()
 
     def _settle(self, error: Exception | None) -> None:
         """Tell those who want this to listen how it went."""
@@ -145,5 +147,9 @@ class Connections:
         if listener is not None:
             listener.cancel()
             await asyncio.wait([listener])
-        elif self._is_ours:
-            await self.client.aclose()
+        else:
+            await self._close_ours()
+
+    async def _close_ours(self) -> None:
+        for client in self._ours:
+            await client.aclose()

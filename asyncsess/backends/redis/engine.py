@@ -14,11 +14,11 @@ from redis.exceptions import ResponseError
 
 from asyncsess.backends.base import Found, Record, Tombstone
 from asyncsess.backends.redis import scripts
-from asyncsess.backends.redis.clients import TIMEOUT, Client, check_client, check_server, is_cluster, new_client
+from asyncsess.backends.redis.clients import Client, check_client, check_server, connect, is_cluster, timeout_of
 from asyncsess.backends.redis.connections import FAILURES, Connections
 from asyncsess.backends.redis.masses import each
 from asyncsess.backends.remote import holders
-from asyncsess.backends.remote.engine import Busy, Claim, Granted
+from asyncsess.backends.remote.engine import Busy, Claim, Granted, NotAskedError
 from asyncsess.backends.remote.lines import process
 from asyncsess.errors import CommitUnknownError, CorruptSessionError, LockLostError, StoreError
 from asyncsess.expiry import Expiry
@@ -40,13 +40,14 @@ class RedisEngine:
         expiry: When the server itself deletes what nobody uses.
 
     Raises:
-        ValueError: The client decodes what it reads.
+        ValueError: The URL is none, or the client decodes what it reads.
     """
 
     def __init__(self, server: str | Client, *, prefix: str = "asyncsess:", expiry: Expiry | None = None) -> None:
         if not isinstance(server, str):
             check_client(server)
         self._server = server
+        self._timeout = timeout_of(server)
         self._prefix = prefix
         self._expiry = expiry or Expiry()
         self._connections = weakref.WeakKeyDictionary[asyncio.AbstractEventLoop, Connections]()
@@ -55,8 +56,7 @@ class RedisEngine:
         return f"<RedisEngine prefix={self._prefix!r}>"
 
     async def open(self) -> None:
-        async with self._reach() as here:
-            await here.listen()
+        await self._listening()
 
     async def aclose(self) -> None:
         here = self._connections.pop(asyncio.get_running_loop(), None)
@@ -74,8 +74,7 @@ class RedisEngine:
         return await self._decoded(key, data)
 
     async def take(self, claim: Claim) -> Granted | Busy:
-        async with self._reach() as here:
-            await here.listen()  # else this process would count as gone
+        here = await self._listening()
         here.expect(claim.token)
         is_name = claim.name is not None
         lease, holder = _milliseconds(claim.lease), holders.pack(claim.holder)
@@ -104,8 +103,7 @@ class RedisEngine:
         await self._run(scripts.LEAVE, claim)
 
     async def create(self, claim: Claim, record: Record) -> bool:
-        async with self._reach() as here:
-            await here.listen()
+        await self._listening()
         lease, holder, mark = _milliseconds(claim.lease), holders.pack(claim.holder), scripts.mark_of(claim.token)
         head, payload = scripts.encode(record)
         args = lease, holder, head, mark, payload, *_limits(self._expiry)
@@ -231,17 +229,29 @@ class RedisEngine:
     async def _reach(self) -> AsyncIterator[Connections]:
         """Give the connections of the running loop for a moment; translate what goes wrong with the server."""
         try:
-            async with asyncio.timeout(TIMEOUT):
-                yield await self._here()
+            async with asyncio.timeout(self._timeout):
+                here = await self._here()
+                async with here.slots:
+                    yield here
         except FAILURES as error:
             raise StoreError(f"the Redis server could not be used: {error or 'it did not answer in time'}") from error
+
+    async def _listening(self) -> Connections:
+        """Return the connections of the running loop once they listen: else this process would count as gone."""
+        try:
+            async with self._reach() as here:
+                await here.listen()
+        except StoreError as error:
+            raise NotAskedError(*error.args) from error.__cause__
+        return here
 
     async def _here(self) -> Connections:
         loop = asyncio.get_running_loop()
         here = self._connections.get(loop)
         if here is None:
-            client = new_client(self._server) if isinstance(self._server, str) else self._server
-            here = Connections(client, self._channel(process.name), is_ours=isinstance(self._server, str))
+            ours = connect(self._server) if isinstance(self._server, str) else ()
+            client = ours[0] if isinstance(self._server, str) else self._server
+            here = Connections(client, self._channel(process.name), ours)
             self._connections[loop] = here
         if not here.is_checked:
             await check_server(here.client)

@@ -34,8 +34,12 @@ class RemoteBackend:
 
     async def open(self) -> None:
         self._turns.is_closed = False
-        await self._engine.open()
-        await self.clock.set_by(self._engine.now)
+        try:
+            await self._engine.open()
+            await self.clock.set_by(self._engine.now)
+        except BaseException:
+            await self._engine.aclose()
+            raise
 
     async def aclose(self) -> None:
         await self._turns.close()

@@ -6,8 +6,12 @@ from collections.abc import AsyncIterator, Mapping
 from typing import NamedTuple, Protocol
 
 from asyncsess.backends.base import Found, Record, Tombstone
-from asyncsess.errors import Holder
+from asyncsess.errors import Holder, StoreError
 from asyncsess.expiry import Expiry
+
+
+class NotAskedError(StoreError):
+    """The server can not have been asked for a lock, so nothing of it needs to be given back."""
 
 
 class Claim(NamedTuple):
@@ -82,7 +86,11 @@ class Engine(Protocol):
         ...
 
     async def take(self, claim: Claim) -> Granted | Busy:
-        """Take a lock and read, or stand in line for it; called again, keep the place in the line."""
+        """Take a lock and read, or stand in line for it; called again, keep the place in the line.
+
+        Raises:
+            NotAskedError: The server could not be reached to begin with.
+        """
         ...
 
     async def told(self, claim: Claim, seconds: float) -> None:
@@ -98,7 +106,11 @@ class Engine(Protocol):
         ...
 
     async def create(self, claim: Claim, record: Record) -> bool:
-        """Store a first version and take its lock; return False if there is a record or a tombstone of this key."""
+        """Store a first version and take its lock; return False if there is a record or a tombstone of this key.
+
+        Raises:
+            NotAskedError: As `take`.
+        """
         ...
 
     async def commit(self, claim: Claim, before: Found, payload: bytes, *, now: float, is_last: bool) -> Record:

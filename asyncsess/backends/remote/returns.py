@@ -5,6 +5,8 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
+import weakref
+from collections import deque
 from typing import Final
 
 from asyncsess.backends.remote.engine import Claim, Engine
@@ -17,8 +19,37 @@ _LONGEST_PAUSE: Final = 1.0
 _LONGEST: Final = 60.0
 
 
+class _Returns:
+    """Those of one event loop: a task gives them back one after another, as long as there are some."""
+
+    def __init__(self, engine: Engine) -> None:
+        self._engine = engine
+        self._claims = deque[tuple[Claim, float]]()
+        self.task: asyncio.Task[None] | None = None
+
+    def add(self, claim: Claim) -> None:
+        self._claims.append((claim, time.monotonic() + min(claim.lease, _LONGEST)))
+        if self.task is None or self.task.done():
+            self.task = asyncio.create_task(self._work(), name="asyncsess returns")
+
+    async def _work(self) -> None:
+        pause = _FIRST_PAUSE
+        while self._claims:
+            claim, until = self._claims[0]
+            try:
+                if time.monotonic() < until:
+                    await self._engine.leave(claim)
+            except StoreError:
+                await asyncio.sleep(pause)
+                pause = min(2 * pause, _LONGEST_PAUSE)
+            else:
+                self._claims.popleft()
+
+
 class Returns:
     """Locks that are given back in the background, since the server did not answer when they should have been.
+
+    A lock that was not given back by the end of its lease is nobody's any more.
 
     Args:
         engine: The server.
@@ -26,36 +57,19 @@ class Returns:
 
     def __init__(self, engine: Engine) -> None:
         self._engine = engine
-        self._tasks = set[asyncio.Task[None]]()
-
-    def __len__(self) -> int:
-        return len(self._tasks)
+        self._here = weakref.WeakKeyDictionary[asyncio.AbstractEventLoop, _Returns]()
 
     def add(self, claim: Claim, error: StoreError) -> None:
-        """Give a claim's lock back, or its place in the line, from now on until it succeeds or the lease ends."""
-        logger.warning("a lock could not be given back yet: %s", error)
-        task = asyncio.create_task(self._leave(claim), name="asyncsess return")
-        self._tasks.add(task)
-        task.add_done_callback(self._tasks.discard)
-
-    async def _leave(self, claim: Claim) -> None:
-        until, pause = time.monotonic() + min(claim.lease, _LONGEST), _FIRST_PAUSE
-        while time.monotonic() < until:
-            await asyncio.sleep(pause)
-            pause = min(2 * pause, _LONGEST_PAUSE)
-            try:
-                await self._engine.leave(claim)
-            except StoreError as error:
-                logger.debug("a lock could not be given back yet: %s", error)
-            else:
-                return
-        logger.warning("a lock was not given back; its lease ends by now")
+        """Give a claim's lock back, or its place in the line, as soon as possible."""
+        logger.warning("a lock is given back later, since the server fails: %s", error)
+        loop = asyncio.get_running_loop()
+        if loop not in self._here:
+            self._here[loop] = _Returns(self._engine)
+        self._here[loop].add(claim)
 
     async def aclose(self) -> None:
-        """End those of the running loop."""
-        loop = asyncio.get_running_loop()
-        tasks = [task for task in self._tasks if task.get_loop() is loop]
-        for task in tasks:
-            task.cancel()
-        if tasks:
-            await asyncio.wait(tasks)
+        """End what is under way in the running loop."""
+        here = self._here.pop(asyncio.get_running_loop(), None)
+        if here is not None and here.task is not None:
+            here.task.cancel()
+            await asyncio.wait([here.task])
