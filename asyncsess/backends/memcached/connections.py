@@ -67,13 +67,14 @@ class Connections:
             if connection.is_open:
                 return connection
             connection.hang_up()
-        if self._keeper is None:
-            self._keeper = asyncio.create_task(self._keep(), name="asyncsess connections")
         try:
             async with asyncio.timeout(TIMEOUT):
-                return await self._address.connect()
+                connection = await self._address.connect()
         except TimeoutError as error:
             raise StoreError("memcached can't be reached in time") from error
+        if self._keeper is None:
+            self._keeper = asyncio.create_task(self._keep(), name="asyncsess connections")
+        return connection
 
     async def _keep(self) -> None:
         """Close the connections once the event loop ends."""
