@@ -113,7 +113,8 @@ class MemcachedStore(SessionStore):
 
     What it still has is as safe as elsewhere: no update is lost, a late holder stores nothing, and a session that was
     dropped while it was held is not stored anew: its commit raises `StoreError`. The sessions of an owner are found
-    even if the list of them was dropped, but then all sessions are read for it.
+    even if the list of them was dropped, but then all sessions are read for it. Only the server's counter of evictions
+    tells that one may have been, so never reset it (``stats reset``).
 
     A session has less than 1 MiB, unless memcached is started with a larger ``-I``. Those who wait ask again and again,
     at most 50 ms apart. There is one server; several, between which a client chooses, would be several stores.

@@ -20,11 +20,10 @@ from aiomcache.pool import MemcachePool
 from asyncsess.errors import StoreError
 
 _PORT: Final = 11211
-_ERRORS: Final = (b"ERROR", b"SERVER_ERROR", b"CLIENT_ERROR", b"BUSY")
+_ERRORS: Final = (b"ERROR", b"SERVER_ERROR", b"CLIENT_ERROR")
 _REMEDIES: Final = {
     b"object too large": "keep less in it, or start memcached with a larger -I",
     b"out of memory": "start memcached with a larger -m",
-    b"lru_crawler": "start memcached without the option that takes its list of keys away",
 }
 _PAUSE: Final = 0.05
 
@@ -101,7 +100,9 @@ class Connection(FlagClient[bytes]):
                 break
             await asyncio.sleep(_PAUSE)
         while line != b"END":
-            name = unquote_to_bytes(_accepted(line).partition(b" ")[0].removeprefix(b"key="))
+            if not line.startswith(b"key="):
+                raise RefusedError(f"memcached does not list its keys: {line.decode(errors='replace')}")
+            name = unquote_to_bytes(line.partition(b" ")[0].removeprefix(b"key="))
             if name.startswith(start):
                 yield name[len(start) :]
             line = await _answer(reader)
@@ -151,6 +152,6 @@ def _accepted(line: bytes) -> bytes:
     return line
 
 
-async def _flagged(value: bytes, flags: int) -> bytes:
-    """Return what is no item, as nothing here sets flags."""
-    return b"%d " % flags + value
+async def _flagged(value: bytes, _: int) -> bytes:
+    """Return what another program has stored, so that it is found to be that."""
+    return value

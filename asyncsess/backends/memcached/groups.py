@@ -9,9 +9,10 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Container, Mapping
+from functools import partial
 from typing import Final
 
-import msgspec
+from msgspec.structs import replace
 
 from asyncsess.backends.memcached import layout
 from asyncsess.backends.memcached.connection import Connection
@@ -39,12 +40,12 @@ class Groups:
         self._lifetime = expiry.lifetime
 
     async def add(self, group: str, key: str, *, now: float) -> None:
-        """Add a key to a group: five round trips, none of which others can make longer."""
+        """Add a key to a group; how many others do the same makes no difference."""
 
         def join(item: Item | None) -> Item | None:
             item = item or EMPTY
             groups = {**item.groups, group: now}
-            return None if item.groups == groups else msgspec.structs.replace(item, groups=groups)
+            return None if item.groups == groups else replace(item, groups=groups)
 
         await self._server.change(self._server.session(key), join)
         await self._append(group, layout.added(key, now))
@@ -56,7 +57,7 @@ class Groups:
             if item is None or group not in item.groups:
                 return None
             groups = {name: since for name, since in item.groups.items() if name != group}
-            return msgspec.structs.replace(item, groups=groups)
+            return replace(item, groups=groups)
 
         await self._server.change(self._server.session(key), part)
         await self._append(group, layout.removed(key))
@@ -80,7 +81,7 @@ class Groups:
     async def members(self, group: str) -> Mapping[str, float]:
         """Return the keys in a group and when each was added."""
         name = self._server.group(group)
-        data, log, is_sound = await self._server.ask(lambda connection: self._look(connection, name))
+        data, log, is_sound = await self._server.ask(partial(self._look, name=name))
         if log.is_whole:
             return log.members
         members = dict(log.members)
@@ -101,7 +102,7 @@ class Groups:
         """
         for group in await self._server.stored(b"g:"):
             name = self._server.group(group)
-            data, log, _ = await self._server.ask(lambda connection, name=name: self._look(connection, name))  # type: ignore[misc]
+            data, log, _ = await self._server.ask(partial(self._look, name=name))
             old = [key for key, since in log.members.items() if since < before and key not in living]
             gone = {key for key in old if await self._is_gone(key)}
             if gone:
@@ -118,12 +119,12 @@ class Groups:
             return
         data, ends = layout.new_log(log), await self._ends(is_empty=not log.members)
 
-        async def replace(connection: Connection) -> None:
+        async def store_list(connection: Connection) -> None:
             found, cas = await connection.gets(name)
             if found == before:
                 await store(connection, name, data, cas, ends)
 
-        await self._server.ask(replace)
+        await self._server.ask(store_list)
 
     async def _ends(self, *, is_empty: bool = False) -> int:
         """Return when a list may go: no session lives longer than those that have joined last."""
@@ -134,7 +135,7 @@ class Groups:
         return layout.exptime(self._lifetime + 2 * MEMBER_AGE, await self._server.now())
 
     async def _look(self, connection: Connection, name: bytes) -> tuple[bytes | None, Log, bool]:
-        """Return the log of a group, what it says, and whether memcached has dropped nothing ever."""
+        """Return the log of a group, what it says, and whether memcached has dropped nothing so far."""
         data, cas = await connection.gets(name)
         log = Log({}, is_whole=False)
         if data is not None:

@@ -182,13 +182,15 @@ class Server:
         keys = await self.stored(b"s:")
         for start in range(0, len(keys), _AT_ONCE):
             names = [self.session(key) for key in keys[start : start + _AT_ONCE]]
-            found = await self.ask(lambda connection, names=names: connection.multi_get(*names))  # type: ignore[misc]
-            for key, name, data in zip(keys[start:], names, found, strict=False):
+            for key, name, data in zip(keys[start:], names, await self._values(names), strict=False):
                 try:
                     if data is not None:
                         yield key, decode(data)
                 except ValueError:
                     await self._report(name)
+
+    async def _values(self, names: list[bytes]) -> tuple[bytes | None, ...]:
+        return await self.ask(lambda connection: connection.multi_get(*names))
 
     async def _report(self, name: bytes) -> None:
         try:
