@@ -43,6 +43,7 @@ class Memcached:
 
     def pause(self) -> None:
         self._process.send_signal(signal.SIGSTOP)
+        os.waitid(os.P_PID, self._process.pid, os.WSTOPPED)  # each of its threads
 
     def resume(self) -> None:
         self._process.send_signal(signal.SIGCONT)

@@ -172,6 +172,19 @@ def test_a_step_that_was_done_is_not_done_again(item: Item, is_last: bool) -> No
         created(new, claim("other.2"), record, Expiry(), NOW)
 
 
+@given(items, st.none() | st.builds(Tombstone, st.binary(max_size=400), times))
+def test_a_deletion_is_not_done_again_and_leaves_who_waits(item: Item, tombstone: Tombstone | None) -> None:
+    me = claim()
+    mine = Item(item.record, None, item.ends_at, lock(me.token), item.waiter, "other.1", item.groups)
+    for before in (mine, None):
+        left = deleted(before, me, tombstone, NOW)
+        if left is not None:
+            assert (left.found, left.lock, left.waiter) == (tombstone, None, before.waiter if before else None)
+            assert deleted(left, me, tombstone, NOW) is None
+        else:
+            assert before is tombstone is None
+
+
 def test_what_was_evicted_is_not_stored_anew() -> None:
     with pytest.raises(StoreError, match="evicted"):
         committed(None, claim(), Record(b"new", 2, NOW, NOW), Expiry(), NOW, is_last=True)

@@ -98,12 +98,13 @@ def deleted(item: Item | None, claim: Claim, tombstone: Tombstone | None, now: f
     Raises:
         LockLostError: It is another's.
     """
-    if item is None or (item.lock is None and item.record is None and item.tombstone == tombstone):
-        item = EMPTY  # memcached was faster, or this is done already
-    else:
-        held(item, claim)
+    if item is None:  # memcached was faster
+        return None if tombstone is None else deleted(Item(lock=Lock.of(claim, now)), claim, tombstone, now)
+    if item.lock is None and item.record is None and item.tombstone == tombstone:
+        return None
+    held(item, claim)
     if tombstone is None:
-        return None if item is EMPTY else replace(EMPTY, waiter=item.waiter)
+        return replace(EMPTY, waiter=item.waiter)
     # A sweep removes it in time; this is for those who do without.
     left = max(tombstone.until, now) + DAY
     return replace(item, record=None, tombstone=tombstone, ends_at=left, lock=None)
