@@ -43,7 +43,7 @@ from asyncsess.operations import (
 from asyncsess.session import Session
 from asyncsess.statistics import Statistics
 from asyncsess.store import SessionStore
-from asyncsess.stores import FileStore, MemoryStore, RedisStore
+from asyncsess.stores import FileStore, MemcachedStore, MemoryStore, RedisStore
 
 __all__ = [
     "Codec",
@@ -61,6 +61,7 @@ __all__ = [
     "JSONCodec",
     "LockLostError",
     "LockTimeoutError",
+    "MemcachedStore",
     "MemoryStore",
     "MsgpackCodec",
     "Operation",

@@ -109,3 +109,41 @@ class RedisStore(SessionStore):
         options.setdefault("clock", backend.clock)
         options.setdefault("sweep_interval", None)
         super().__init__(backend, **options)
+
+
+class MemcachedStore(SessionStore):
+    """Sessions in memcached, for processes on several machines; needs the extra ``memcached``.
+
+        async with MemcachedStore("memcached://localhost", idle_timeout=1800) as store: ...
+
+    **memcached is a cache: it may forget any session at any time.** All are gone when it is restarted. When its memory
+    is full, it drops those that were not used for long, without telling anybody, so give it more memory (``-m``) than
+    all sessions need. With ``-M`` it refuses to store instead, which raises `StoreError`. Keep nothing in it that its
+    users can't do without, such as what they have ordered; `RedisStore` and files keep what they were given.
+
+    What it still has is as safe as elsewhere: no update is lost, a late holder stores nothing, and a session that was
+    dropped while it was held is not stored anew: its commit raises `StoreError`. The sessions of an owner are found
+    even if the list of them was dropped, but then all sessions are read for it. Only the server's counter of evictions
+    tells that one may have been, so never reset it (``stats reset``).
+
+    A session has less than 1 MiB, unless memcached is started with a larger ``-I``. Those who wait ask again and again,
+    at most 50 ms apart. There is one server; several, between which a client chooses, would be several stores.
+
+    Args:
+        url: The server's, as ``memcached://host:port`` or ``memcached:///path/of/socket``. Whoever can reach it can
+            read and change all sessions.
+        prefix: Of all keys.
+        **options: As for `Lifecycle`.
+
+    Raises:
+        ValueError: The URL or the prefix can't be used.
+    """
+
+    def __init__(self, url: str, *, prefix: str = "asyncsess:", **options: Unpack[StoreOptions]) -> None:
+        try:
+            from asyncsess.backends.memcached import MemcachedEngine
+        except ImportError as error:
+            raise ImportError("MemcachedStore needs aiomcache: pip install 'asyncsess[memcached]'") from error
+        backend = RemoteBackend(MemcachedEngine(url, prefix=prefix, expiry=Expiry.of(**options)))
+        options.setdefault("clock", backend.clock)
+        super().__init__(backend, **options)

@@ -19,15 +19,15 @@ import pytest
 import uvloop
 from hypothesis import HealthCheck, settings
 
-from asyncsess import FileStore, MemoryStore, RedisStore, Session, SessionStore
-from tests.servers import valkey
+from asyncsess import FileStore, MemcachedStore, MemoryStore, RedisStore, Session, SessionStore
+from tests.servers import memcached, valkey
 
 if TYPE_CHECKING:  # pytest imports it as a plugin, and has its assertions tell what they compared
     from asyncsess.testing import FakeClock
 
 pytest_plugins = ["asyncsess.testing"]
 
-Kind = Literal["memory", "file", "redis"]
+Kind = Literal["memory", "file", "redis", "memcached"]
 NewStore = Callable[..., SessionStore]
 _HAS_FAILED = pytest.StashKey[bool]()
 
@@ -66,7 +66,7 @@ def directory(tmp_path: Path) -> Path:
     return tmp_path / "sessions"
 
 
-@pytest.fixture(params=["memory", "file", "redis"])
+@pytest.fixture(params=["memory", "file", "redis", "memcached"])
 def kind(request: pytest.FixtureRequest) -> Kind:
     return request.param
 
@@ -75,10 +75,14 @@ def kind(request: pytest.FixtureRequest) -> Kind:
 def new_store(request: pytest.FixtureRequest, kind: Kind, clock: FakeClock, directory: Path) -> NewStore:
     """Return what makes a store that has not been entered yet; all file stores of a test have one directory."""
 
+    space = hashlib.sha256(bytes(directory)).hexdigest()[:16]
+
     def make(**options: Any) -> SessionStore:
         options = {"clock": clock, "sweep_interval": None, **options}
         if kind == "redis":
-            return RedisStore(request.getfixturevalue("redis_url"), prefix=f"{directory.parent}:", **options)
+            return RedisStore(request.getfixturevalue("redis_url"), prefix=f"{space}:", **options)
+        if kind == "memcached":
+            return MemcachedStore(request.getfixturevalue("memcached_url"), prefix=f"{space}:", **options)
         return MemoryStore(**options) if kind == "memory" else FileStore(directory, **options)
 
     return make
@@ -87,6 +91,12 @@ def new_store(request: pytest.FixtureRequest, kind: Kind, clock: FakeClock, dire
 @pytest.fixture(scope="session")
 def redis_url(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     with valkey(tmp_path_factory.mktemp("valkey")) as server:
+        yield server.url
+
+
+@pytest.fixture(scope="session")
+def memcached_url() -> Iterator[str]:
+    with memcached() as server:
         yield server.url
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 import signal
 import socket
@@ -162,3 +163,54 @@ def watched_pair(directory: Path, name: str) -> Iterator[tuple[RedisServer, Redi
         with sentinel.client() as client:
             wait_until(lambda: client.execute_command("SENTINEL REPLICAS", name), "the sentinel knows both")
         yield first, second, sentinel
+
+
+class Memcached:
+    """A memcached server that was started; `start` may start another one at its address once it has been killed."""
+
+    def __init__(self, program: str, *options: str) -> None:
+        self.port = free_port()
+        user = ("-u", "root") if os.geteuid() == 0 else ()
+        self._command = [program, *user, "-l", "127.0.0.1", "-p", str(self.port), "-U", "0", *options]
+        self.start()
+
+    @property
+    def url(self) -> str:
+        return f"memcached://127.0.0.1:{self.port}"
+
+    def start(self) -> None:
+        self._process = subprocess.Popen(self._command)
+        until = time.monotonic() + 20
+        while True:
+            try:
+                socket.create_connection(("127.0.0.1", self.port)).close()
+            except ConnectionRefusedError:
+                assert self._process.poll() is None, "memcached has ended"
+                assert time.monotonic() < until, "memcached does not answer"
+                time.sleep(0.005)
+            else:
+                return
+
+    def pause(self) -> None:
+        self._process.send_signal(signal.SIGSTOP)
+        os.waitid(os.P_PID, self._process.pid, os.WSTOPPED)  # each of its threads
+
+    def resume(self) -> None:
+        self._process.send_signal(signal.SIGCONT)
+
+    def kill(self) -> None:
+        self._process.kill()
+        self._process.wait()
+
+
+@contextmanager
+def memcached(*options: str) -> Iterator[Memcached]:
+    """Start memcached, with options of its command line."""
+    program = shutil.which("memcached")
+    need(program, "memcached: apt install memcached")
+    assert program is not None
+    server = Memcached(program, *options)
+    try:
+        yield server
+    finally:
+        server.kill()

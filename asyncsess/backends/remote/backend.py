@@ -9,6 +9,7 @@ from asyncsess.backends.base import BackendStatistics, Found, Record
 from asyncsess.backends.remote.clock import ServerClock
 from asyncsess.backends.remote.engine import Claim, Engine
 from asyncsess.backends.remote.held import RemoteHeld, RemoteHeldName
+from asyncsess.backends.remote.holders import located
 from asyncsess.backends.remote.lines import Lines, process
 from asyncsess.errors import Holder
 from asyncsess.expiry import Expiry
@@ -51,20 +52,20 @@ class RemoteBackend:
     def hold(
         self, key: str, *, timeout: float, holder: Holder, lease: float = math.inf, create: bool = False
     ) -> RemoteHeld:
-        claim = Claim(key, None, process.token(), holder, lease, create)
+        claim = Claim(key, None, process.token(), located(holder), lease, create)
         return RemoteHeld(self._open_lines(), claim, timeout)
 
     def create(
         self, key: str, payload: bytes, *, created_at: float, now: float, holder: Holder, lease: float = math.inf
     ) -> RemoteHeld:
-        claim = Claim(key, None, process.token(), holder, lease, True)
+        claim = Claim(key, None, process.token(), located(holder), lease, True)
         first = Record(payload, 1, created_at, now)
         return RemoteHeld(self._open_lines(), claim, 0.0, first=first)
 
     def hold_name(
         self, key: str, name: str, *, timeout: float, holder: Holder, lease: float = math.inf
     ) -> RemoteHeldName:
-        claim = Claim(key, name, process.token(), holder, lease, True)
+        claim = Claim(key, name, process.token(), located(holder), lease, True)
         return RemoteHeldName(self._open_lines(), claim, timeout)
 
     async def touch(self, key: str, *, now: float) -> None:

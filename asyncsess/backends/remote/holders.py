@@ -10,11 +10,14 @@ import msgspec
 from asyncsess.errors import Holder
 
 
+def located(holder: Holder) -> Holder:
+    """Return a holder who says on which machine he is."""
+    return holder._replace(where=f"{holder.where} on {socket.gethostname()}")
+
+
 def pack(holder: Holder) -> bytes:
-    """Return what is kept of a holder; also on which machine he is."""
-    return msgspec.msgpack.encode(
-        (holder.pid, holder.task, holder.since.timestamp(), f"{holder.where} on {socket.gethostname()}")
-    )
+    """Return what is kept of a holder."""
+    return msgspec.msgpack.encode((holder.pid, holder.task, holder.since.timestamp(), holder.where))
 
 
 def unpack(data: bytes | None) -> Holder | None:

@@ -1,0 +1,5 @@
+"""Sessions in memcached."""
+
+from asyncsess.backends.memcached.engine import MemcachedEngine
+
+__all__ = ["MemcachedEngine"]
