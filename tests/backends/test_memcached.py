@@ -234,7 +234,7 @@ async def test_memcached_itself_drops_what_has_expired(server: Memcached, prefix
                 assert most == -1 or time_to_live(server, name) >= 1000
             assert least <= time_to_live(server, name) <= most
             async with hold(backend) as held:
-                await held.delete()
+                await held.delete(now=NOW)
             assert ask(server, f"mg {name} t".encode()) in (b"EN", b"HD t1", b"HD t0")
 
 
@@ -360,7 +360,7 @@ async def test_what_was_cut_is_looked_at_again_and_done_once(
             proxy.cut_at = b"cas"
             await held.renew(100.0)
             proxy.cut_at = b"cas"
-            await held.delete(tombstone)
+            await held.delete(tombstone, now=NOW)
         assert await backend.read(KEY) == tombstone
         await put(backend, key=OTHER_KEY)
         proxy.cut_at = b"cas"
