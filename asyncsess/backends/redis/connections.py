@@ -6,12 +6,12 @@ import asyncio
 import logging
 from collections.abc import Sequence
 from contextlib import suppress
-from hashlib import sha1
 from typing import Any, Final
 
 from redis.exceptions import NoScriptError, RedisError
 
 from asyncsess.backends.redis.clients import MOST_AT_ONCE, Client
+from asyncsess.backends.redis.scripts import Script
 
 logger = logging.getLogger("asyncsess")
 
@@ -35,6 +35,7 @@ class Connections:
     Attributes:
         slots: How many commands may be under way.
         is_checked: Whether it was seen that the server is fit for sessions.
+        is_listening: Whether this process can be told of locks, and is seen to be alive.
     """
 
     def __init__(self, client: Client, channel: str, ours: Sequence[Client] = ()) -> None:
@@ -45,25 +46,24 @@ class Connections:
         self.slots = asyncio.Semaphore(MOST_AT_ONCE)
         self._told: dict[str, asyncio.Event] = {}
         self._listener: asyncio.Task[None] | None = None
-        self._is_listening = False
+        self.is_listening = False
         self._waiters: list[asyncio.Future[None]] = []
 
     async def listen(self) -> None:
         """Return once this process can be told of locks, and is seen to be alive; raise if it just failed to be."""
         if self._listener is None or self._listener.done():
             self._listener = asyncio.create_task(self._listen(), name="asyncsess listener")
-        if not self._is_listening:
+        if not self.is_listening:
             waiter = asyncio.get_running_loop().create_future()
             self._waiters.append(waiter)
             await waiter
 
-    async def run(self, script: str, *args: Any, keys: tuple[str, ...]) -> Any:
+    async def run(self, script: Script, *args: Any, keys: tuple[str, ...]) -> Any:
         """Run a script, in one step; the server keeps it for the next time."""
-        digest = sha1(script.encode(), usedforsecurity=False).hexdigest()
         try:
-            return await self.client.evalsha(digest, len(keys), *keys, *args)
+            return await self.client.evalsha(script.digest, len(keys), *keys, *args)
         except NoScriptError:
-            return await self.client.eval(script, len(keys), *keys, *args)
+            return await self.client.eval(script.text, len(keys), *keys, *args)
 
     # What claims are told.
 
@@ -104,15 +104,15 @@ class Connections:
                 try:
                     await self._hear()
                 except FAILURES as error:
-                    if self._is_listening:
+                    if self.is_listening:
                         pause = _FIRST_PAUSE
                         logger.warning("the channel of locks was interrupted: %s", error)
-                    self._is_listening = False
+                    self.is_listening = False
                     self._settle(error)
                 await asyncio.sleep(pause)
                 pause = min(2 * pause, _LONGEST_PAUSE)
         finally:
-            self._is_listening = False
+            self.is_listening = False
             self._settle(ConnectionError("the channel of locks was closed"))
             await self._close_ours()
 
@@ -135,7 +135,7 @@ class Connections:
                 if message is None:
                     await pubsub.ping()
                 elif message["type"] == "subscribe":
-                    self._is_listening = True
+                    self.is_listening = True
                     self._settle(None)
                     self.tell_all()
                 elif message["type"] == "message" and (event := self._told.get(message["data"].decode())):

@@ -13,10 +13,11 @@ from typing import Any, Final
 from redis.exceptions import ResponseError
 
 from asyncsess.backends.base import Found, Record, Tombstone
-from asyncsess.backends.redis import scripts
+from asyncsess.backends.redis import layout, scripts
 from asyncsess.backends.redis.clients import Client, check_client, check_server, connect, is_cluster, timeout_of
 from asyncsess.backends.redis.connections import FAILURES, Connections
 from asyncsess.backends.redis.masses import each
+from asyncsess.backends.redis.scripts import Script
 from asyncsess.backends.remote import holders
 from asyncsess.backends.remote.engine import Busy, Claim, Granted, NotAskedError
 from asyncsess.backends.remote.lines import process
@@ -104,8 +105,8 @@ class RedisEngine:
 
     async def create(self, claim: Claim, record: Record) -> bool:
         await self._listening()
-        lease, holder, mark = _milliseconds(claim.lease), holders.pack(claim.holder), scripts.mark_of(claim.token)
-        head, payload = scripts.encode(record)
+        lease, holder, mark = _milliseconds(claim.lease), holders.pack(claim.holder), layout.mark_of(claim.token)
+        head, payload = layout.encode(record)
         args = lease, holder, head, mark, payload, *_limits(self._expiry)
         return bool(await self._run(scripts.CREATE, claim, *args))
 
@@ -113,8 +114,8 @@ class RedisEngine:
         record = Record(payload, 1, now, now)
         if isinstance(before, Record):
             record = Record(payload, before.version + 1, before.created_at, now)
-        head, _ = scripts.encode(record)
-        args = head, scripts.mark_of(claim.token), payload, *_limits(self._expiry), int(is_last)
+        head, _ = layout.encode(record)
+        args = head, layout.mark_of(claim.token), payload, *_limits(self._expiry), int(is_last)
         try:
             answer = await self._run(scripts.COMMIT, claim, *args)
         except StoreError as error:  # perhaps the answer alone was lost: a script that has run tells so
@@ -136,7 +137,7 @@ class RedisEngine:
             raise CommitUnknownError(f"whether the commit was stored is not known: {again}") from again
 
     async def delete(self, claim: Claim, tombstone: Tombstone | None, *, now: float) -> None:
-        mark, until, note, left = scripts.mark_of(claim.token), now, b"", 0
+        mark, until, note, left = layout.mark_of(claim.token), now, b"", 0
         if tombstone is not None:
             until, note = tombstone.until, tombstone.note
             left = _milliseconds(max(0.0, until - now) + _LONGER)
@@ -198,7 +199,7 @@ class RedisEngine:
         async def read(key: str) -> bool:
             async with self._reach() as here:
                 first: Any = await here.client.getrange(self._record(key), 0, 0)
-            return scripts.is_record(first)
+            return layout.is_record(first)
 
         async for key, is_there in each(self._all_keys(), read):
             if is_there:
@@ -238,6 +239,9 @@ class RedisEngine:
 
     async def _listening(self) -> Connections:
         """Return the connections of the running loop once they listen: else this process would count as gone."""
+        known = self._connections.get(asyncio.get_running_loop())
+        if known is not None and known.is_listening:
+            return known
         try:
             async with self._reach() as here:
                 await here.listen()
@@ -258,10 +262,10 @@ class RedisEngine:
             here.is_checked = True
         return here
 
-    async def _run(self, script: str, claim: Claim, *args: Any) -> Any:
+    async def _run(self, script: Script, claim: Claim, *args: Any) -> Any:
         return await self._ask(script, claim.key, claim.name, claim.token, *args)
 
-    async def _ask(self, script: str, key: str, name: str | None, token: str, *args: Any) -> Any:
+    async def _ask(self, script: Script, key: str, name: str | None, token: str, *args: Any) -> Any:
         lock = f"{self._prefix}l:{{{key}}}" + ("" if name is None else f":{name}")
         keys = self._record(key), lock, f"{lock}:q"
         async with self._reach() as here:
@@ -275,7 +279,7 @@ class RedisEngine:
     async def _decoded(self, key: str, data: bytes | None) -> Found:
         """Return what was stored; move aside what nothing here has stored."""
         try:
-            return scripts.decode(data)
+            return layout.decode(data)
         except ValueError as error:
             aside = f"{self._prefix}x:{{{key}}}:{token_hex(4)}"
             async with self._reach() as here:
