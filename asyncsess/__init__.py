@@ -43,7 +43,7 @@ from asyncsess.operations import (
 from asyncsess.session import Session
 from asyncsess.statistics import Statistics
 from asyncsess.store import SessionStore
-from asyncsess.stores import FileStore, MemcachedStore, MemoryStore, RedisStore
+from asyncsess.stores import FileStore, MemcachedStore, MemoryStore, RedisStore, open_store
 
 __all__ = [
     "Codec",
@@ -87,6 +87,7 @@ __all__ = [
     "extend",
     "include",
     "increment",
+    "open_store",
     "pop",
     "put",
     "put_default",

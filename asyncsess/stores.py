@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from datetime import timedelta
-from typing import TYPE_CHECKING, TypedDict, Unpack
+from typing import TYPE_CHECKING, Final, TypedDict, Unpack
+from urllib.parse import unquote, urlsplit
 
 from asyncsess.backends.file import Durability, FileBackend, IOMode
 from asyncsess.backends.memory import MemoryBackend
@@ -17,6 +18,9 @@ from asyncsess.store import SessionStore
 
 if TYPE_CHECKING:
     from redis.asyncio import Redis, RedisCluster
+
+
+_HOUR: Final = 3600.0
 
 
 class StoreOptions(TypedDict, total=False):
@@ -146,4 +150,41 @@ class MemcachedStore(SessionStore):
             raise ImportError("MemcachedStore needs aiomcache: pip install 'asyncsess[memcached]'") from error
         backend = RemoteBackend(MemcachedEngine(url, prefix=prefix, expiry=Expiry.of(**options)))
         options.setdefault("clock", backend.clock)
+        options.setdefault("sweep_interval", _HOUR)
         super().__init__(backend, **options)
+
+
+_STORES: Final[Mapping[str, Callable[..., SessionStore]]] = {
+    "redis": RedisStore,
+    "rediss": RedisStore,
+    "unix": RedisStore,
+    "memcached": MemcachedStore,
+}
+
+
+def open_store(url: str, **options: Unpack[StoreOptions]) -> SessionStore:
+    """Return the store that a URL names, such as one from a configuration file or a command line.
+
+        async with open_store(os.environ["SESSIONS"], idle_timeout=1800) as store: ...
+
+    Args:
+        url: ``file:var/sessions``, ``file:///var/sessions`` or ``memory:``; ``redis://host``, ``rediss://host``,
+            ``redis+cluster://host,host`` or ``redis+sentinel://host,host/service``; ``memcached://host``.
+        **options: As for `Lifecycle`.
+
+    Raises:
+        ValueError: No store has such a URL.
+        ImportError: What the store needs is not installed; the message says how to get it.
+    """
+    parts = urlsplit(url)
+    kind = parts.scheme.partition("+")[0]
+    if kind == "memory":
+        return MemoryStore(**options)
+    if kind == "file":
+        if parts.netloc not in {"", "localhost"}:
+            raise ValueError("a directory is file:relative/path or file:///absolute/path, not file://path")
+        return FileStore(unquote(parts.path), **options)
+    if kind not in _STORES:
+        known = ", ".join(f"{name}:" for name in ("file", "memory", *_STORES))
+        raise ValueError(f"no store has a URL that begins with {parts.scheme!r}; those are {known}")
+    return _STORES[kind](url, **options)
