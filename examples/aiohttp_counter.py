@@ -2,13 +2,16 @@
 
     python examples/aiohttp_counter.py --port 8080
 
-Needs aiohttp. Several such processes, on several ports, may share one directory of sessions.
+Needs aiohttp. Several such processes, on several ports, may share one directory of sessions; or, on several machines,
+a server such as Redis, whose URL is then the value of SESSIONS in their environment.
 """
+
+import os
 
 from aiohttp import web
 from common import run_aiohttp
 
-from asyncsess import FileStore, increment
+from asyncsess import increment, open_store
 from asyncsess.web import CookiePolicy
 from asyncsess.web.aiohttp import apply_session, setup
 
@@ -18,10 +21,11 @@ async def home(request: web.Request) -> web.Response:
     return web.Response(text=f"visits: {visits}\n")
 
 
+store = open_store(os.environ.get("SESSIONS", "file:var/sessions"))
 app = web.Application()
 app.router.add_get("/", home)
 # Plain http is for one's own machine alone: elsewhere, take the default, which is for https.
-setup(app, FileStore("var/sessions"), CookiePolicy(secure=False))
+setup(app, store, CookiePolicy(secure=False))
 
 if __name__ == "__main__":
     run_aiohttp(app, __doc__)

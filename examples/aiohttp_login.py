@@ -8,15 +8,16 @@ with FastAPI; both may run at the same time, on two ports.
 """
 
 import asyncio
+import os
 
 from aiohttp import web
 from common import is_password_of, page, run_aiohttp
 
-from asyncsess import FileStore, Session, append, put
+from asyncsess import Session, append, open_store, put
 from asyncsess.web import CookiePolicy, login, logout
 from asyncsess.web.aiohttp import apply_session, csrf_protection, csrf_token, flash, get_flashes, open_session, setup
 
-store = FileStore("var/sessions", max_sessions_per_owner=10)
+store = open_store(os.environ.get("SESSIONS", "file:var/sessions"), max_sessions_per_owner=10)
 routes = web.RouteTableDef()
 
 

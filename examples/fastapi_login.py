@@ -8,13 +8,14 @@ aiohttp_login.py is the same with aiohttp; both may run at the same time, on two
 """
 
 import asyncio
+import os
 from typing import Annotated
 
 from common import is_password_of, page, run_asgi
 from fastapi import Depends, FastAPI, Form, HTTPException, Path, Request
 from fastapi.responses import HTMLResponse, RedirectResponse
 
-from asyncsess import FileStore, Session, append, put
+from asyncsess import Session, append, open_store, put
 from asyncsess.web import CookiePolicy, login, logout
 from asyncsess.web.asgi import (
     CSRFMiddleware,
@@ -27,7 +28,7 @@ from asyncsess.web.asgi import (
 )
 from asyncsess.web.fastapi import exclusive_session, readonly_session
 
-store = FileStore("var/sessions", max_sessions_per_owner=10)
+store = open_store(os.environ.get("SESSIONS", "file:var/sessions"), max_sessions_per_owner=10)
 app = FastAPI()
 app.add_middleware(CSRFMiddleware)
 # Added last, so it is the outer one. Plain http is for one's own machine alone: elsewhere, take the default, for https.

@@ -28,6 +28,7 @@ if TYPE_CHECKING:  # pytest imports it as a plugin, and has its assertions tell 
 pytest_plugins = ["asyncsess.testing"]
 
 Kind = Literal["memory", "file", "redis", "memcached"]
+SERVERS = {"redis", "memcached"}
 NewStore = Callable[..., SessionStore]
 _HAS_FAILED = pytest.StashKey[bool]()
 
@@ -39,6 +40,15 @@ settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "asyncsess"))
 
 def pytest_asyncio_loop_factories() -> Mapping[str, Callable[[], asyncio.AbstractEventLoop]]:
     return {"asyncio": asyncio.new_event_loop, "uvloop": uvloop.new_event_loop}
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Run on one event loop what is about the policy over servers; their contracts run on both."""
+    items[:] = [item for item in items if not ("uvloop" in item.name and params_of(item).get("kind") in SERVERS)]
+
+
+def params_of(item: pytest.Item) -> dict[str, Any]:
+    return item.callspec.params if isinstance(item, pytest.Function) and hasattr(item, "callspec") else {}
 
 
 def pytest_collection_finish() -> None:

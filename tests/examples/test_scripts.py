@@ -4,13 +4,15 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import pytest
+
 from .servers import EXAMPLES, run
 
 SHARED = "common.py"  # by the other examples
 
 
-def lines_of(name: str, cwd: Path) -> list[str]:
-    done = run(name, cwd=cwd)
+def lines_of(name: str, cwd: Path, *arguments: str) -> list[str]:
+    done = run(name, *arguments, cwd=cwd)
     assert (done.returncode, done.stderr) == (0, "")
     assert not list(cwd.iterdir())
     return done.stdout.splitlines()
@@ -42,3 +44,9 @@ def test_early_release_lets_others_in_while_the_bank_is_asked(tmp_path):
 
 def test_worker_processes_lose_no_update(tmp_path):
     assert lines_of("worker_processes.py", tmp_path) == ["100 of 100 jobs done, the sum is 5050 and should be 5050"]
+
+
+@pytest.mark.parametrize("server", ["redis", "memcached"])
+def test_two_machines_count_every_visit(server, request, tmp_path):
+    url = request.getfixturevalue(f"{server}_url")
+    assert lines_of("two_machines.py", tmp_path, url) == ["100 visits to two machines, 100 of them counted"]
