@@ -98,6 +98,16 @@ class RedisEngine:
             raise StoreError("there is a session of this key already")
 
     async def commit(self, claim: Claim, before: Found, payload: bytes, *, now: float, is_last: bool) -> Record:
+        try:
+            record = await self._commit(claim, before, payload, now, is_last=is_last)
+        except LockLostError:  # it is not given back
+            self._forget(claim)
+            raise
+        if is_last:
+            self._forget(claim)
+        return record
+
+    async def _commit(self, claim: Claim, before: Found, payload: bytes, now: float, *, is_last: bool) -> Record:
         record = Record(payload, 1, now, now)
         if isinstance(before, Record):
             record = Record(payload, before.version + 1, before.created_at, now)
@@ -136,6 +146,7 @@ class RedisEngine:
         data = b"" if tombstone is None else scripts.encode(tombstone)
         if not await self._run(scripts.DELETE, claim, data, 0) and await self.read(claim.key) != tombstone:
             raise LockLostError(_LOST)
+        self._forget(claim)
 
     async def release(self, claim: Claim, *, now: float | None) -> None:
         (await self._here()).forget(claim.token)
@@ -208,6 +219,12 @@ class RedisEngine:
             self._connections[loop] = here
         await here.start()
         return here
+
+    def _forget(self, claim: Claim) -> None:
+        """Remember no longer what a claim was told."""
+        here = self._connections.get(asyncio.get_running_loop())
+        if here is not None:
+            here.forget(claim.token)
 
     async def _run(self, script: str, claim: Claim, *args: Any) -> Any:
         with _failures():
