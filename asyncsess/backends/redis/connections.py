@@ -77,8 +77,9 @@ class Connections:
         """Give the connections back."""
         listener, self._listener = self._listener, None
         if listener is not None:
-            listener.cancel()
-            await asyncio.wait([listener])
+            while not listener.done():  # one that comes while redis-py connects may come to nothing
+                listener.cancel()
+                await asyncio.wait([listener], timeout=1.0)
         elif self._is_ours:
             await self.client.aclose()
 
