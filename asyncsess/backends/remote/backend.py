@@ -42,6 +42,7 @@ class RemoteBackend:
         for held in list(self._lines.holds):
             await held.lose()
         self._lines.take_back()
+        await self._lines.debts.close()
         await self._engine.aclose()
 
     async def read(self, key: str) -> Found:

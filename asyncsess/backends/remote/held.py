@@ -10,6 +10,7 @@ import time
 import weakref
 from collections.abc import Coroutine
 from contextlib import suppress
+from functools import partial
 from itertools import count
 from types import TracebackType
 from typing import Any, Final, Self, TypeVar
@@ -17,6 +18,7 @@ from typing import Any, Final, Self, TypeVar
 import anyio
 
 from asyncsess.backends.base import Found, Record, Tombstone
+from asyncsess.backends.remote.debts import Debts
 from asyncsess.backends.remote.engine import Busy, Claim, Engine, Granted
 from asyncsess.backends.turns import Turn, Turns, boot_time
 from asyncsess.errors import Holder, LockLostError, LockTimeoutError, StoreError
@@ -47,12 +49,14 @@ class Lines(Turns):
     """The lines of this process, whose first stand in those of a server.
 
     Attributes:
+        debts: What could not be given back yet.
         elsewhere: How many stand there.
         holds: What is held.
     """
 
     def __init__(self) -> None:
         super().__init__()
+        self.debts = Debts()
         self.elsewhere = 0
         self.holds = weakref.WeakSet[RemoteHold]()
 
@@ -112,6 +116,9 @@ class RemoteHold:
                 if left <= 0:
                     raise LockTimeoutError(time.monotonic() - started, answer.holder, ahead=answer.ahead)
                 await self._engine.told(self._claim, min(left, answer.pause))
+        except StoreError:  # it may have been granted all the same
+            self._turns.debts.owe(partial(self._engine.leave, self._claim), self._claim.lease)
+            raise
         except BaseException:
             if has_waited:
                 await finish(self._leave())
@@ -136,8 +143,9 @@ class RemoteHold:
     async def _leave(self) -> None:
         try:
             await self._engine.leave(self._claim)
-        except StoreError as error:  # its lease will end
-            logger.warning("a lock that nobody waits for any more could not be given up: %s", error)
+        except StoreError as error:
+            logger.warning("a lock that nobody waits for any more could not be given up yet: %s", error)
+            self._turns.debts.owe(partial(self._engine.leave, self._claim), self._claim.lease)
 
     def _granted(self, answer: Granted) -> None:
         """Note what is held from now on."""
@@ -176,8 +184,9 @@ class RemoteHold:
     async def _let_go(self, now: float | None) -> None:
         try:
             await self._engine.release(self._claim, now=now)
-        except StoreError as error:  # what was to be stored has been, and the lease will end
-            logger.warning("a lock could not be given back: %s", error)
+        except StoreError as error:  # what was to be stored has been
+            logger.warning("a lock could not be given back yet: %s", error)
+            self._turns.debts.owe(partial(self._engine.release, self._claim, now=now), self._claim.lease)
 
     async def lose(self) -> None:
         """Give everything back, whatever its holder is about."""
