@@ -12,6 +12,7 @@ from typing import Any, Final
 from redis.asyncio import BlockingConnectionPool, Redis
 from redis.asyncio.retry import Retry
 from redis.backoff import ExponentialBackoff
+from redis.exceptions import ResponseError
 
 from asyncsess.backends.base import Found, Record, Tombstone
 from asyncsess.backends.redis import scripts
@@ -94,7 +95,9 @@ class RedisEngine:
     async def create(self, claim: Claim, record: Record) -> None:
         data = scripts.encode(record)
         lease = _milliseconds(claim.lease)
-        if not await self._run(scripts.CREATE, claim, lease, _encoded(claim.holder), data, *self._limits()):
+        with _perhaps("the session was created"):
+            is_new = await self._run(scripts.CREATE, claim, lease, _encoded(claim.holder), data, *self._limits())
+        if not is_new:
             raise StoreError("there is a session of this key already")
 
     async def commit(self, claim: Claim, before: Found, payload: bytes, *, now: float, is_last: bool) -> Record:
@@ -144,7 +147,9 @@ class RedisEngine:
 
     async def delete(self, claim: Claim, tombstone: Tombstone | None) -> None:
         data = b"" if tombstone is None else scripts.encode(tombstone)
-        if not await self._run(scripts.DELETE, claim, data, 0) and await self.read(claim.key) != tombstone:
+        with _perhaps("the session was deleted"):
+            is_deleted = await self._run(scripts.DELETE, claim, data, 0) or await self.read(claim.key) == tombstone
+        if not is_deleted:
             raise LockLostError(_LOST)
         self._forget(claim)
 
@@ -263,6 +268,17 @@ def _failures() -> Generator[None]:
         yield
     except FAILURES as error:
         raise StoreError(f"the Redis server could not be used: {error or type(error).__name__}") from error
+
+
+@contextmanager
+def _perhaps(done: str) -> Generator[None]:
+    """Tell that something may have been done, unless the server itself has refused it."""
+    try:
+        yield
+    except StoreError as error:
+        if isinstance(error.__cause__, ResponseError):
+            raise
+        raise CommitUnknownError(f"whether {done} is not known: {error}") from error.__cause__
 
 
 def _limits_of(expiry: Expiry) -> tuple[float, float]:
