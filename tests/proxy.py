@@ -24,6 +24,7 @@ class Cut(Enum):
     BEFORE_ANSWER = "before the answer"
     IN_ANSWER = "in the middle of the answer"
     AFTER = "after the answer"
+    LATE = "with a command that arrives when the network is healed"
 
 
 class Proxy:
@@ -50,6 +51,7 @@ class Proxy:
         self._planned: dict[int, tuple[Cut, bool]] = {}
         self._flows = asyncio.Event()
         self._flows.set()
+        self._healed = asyncio.Event()
 
     def __repr__(self) -> str:
         return f"<Proxy of {self._address[1]} exchanges={self.exchanges} cuts={self.cuts} links={len(self._links)}>"
@@ -91,12 +93,20 @@ class Proxy:
         self._planned.clear()
         self.is_refusing, self.delay = refuse, 0.0
         self._flows.set()
+        self._healed.set()
+        self._healed = asyncio.Event()
 
     async def until_unused(self) -> None:
         """Wait until the last connection has ended."""
         while self._links:
             await asyncio.wait([link.task for link in self._links])
             await asyncio.sleep(0)
+
+    async def until_healed(self) -> None:
+        """Wait for the next `heal`."""
+        self.kept_back += 1
+        await self._healed.wait()
+        self.kept_back -= 1
 
     async def pause(self) -> None:
         """Keep back what was received as long as the network is to."""
@@ -183,6 +193,10 @@ class _Link:
             if self._where is Cut.IN_COMMAND:
                 await _send(server, data[: len(data) // 2])
                 return self.cut()
+            if self._where is Cut.LATE:
+                await self._proxy.until_healed()
+                await _send(server, data)
+                await asyncio.Event().wait()  # until the server has answered, though the client has left
             await _send(server, data)
         return None
 
@@ -191,7 +205,7 @@ class _Link:
             where, self._where = self._where, None
             self._is_asking = False
             if where is not None:
-                if where is not Cut.BEFORE_ANSWER:
+                if where not in (Cut.BEFORE_ANSWER, Cut.LATE):
                     await _send(client, data[: len(data) // 2] if where is Cut.IN_ANSWER else data)
                 return self.cut()
             await _send(client, data)

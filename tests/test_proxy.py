@@ -146,6 +146,21 @@ async def test_what_a_stalled_network_kept_back_is_passed_on_when_it_is_healed(
     assert await waiting == b"latelate"
 
 
+async def test_a_late_command_arrives_after_later_ones_and_is_not_answered(
+    proxy: Proxy, client: Client, echo: Echo
+) -> None:
+    proxy.cut(Cut.LATE)
+    late = asyncio.create_task(client.ask(b"late"))
+    while not proxy.kept_back:
+        await asyncio.sleep(0)
+    other = await Client.of(proxy)
+    assert await other.ask(b"later") == b"laterlater"
+    proxy.heal()
+    assert await late == b""
+    assert echo.received == b"laterlate"
+    other.close()
+
+
 async def test_a_slow_network_answers_after_a_fast_one(proxy: Proxy, client: Client, echo: Echo) -> None:
     proxy.delay = 0.02
     slow = asyncio.create_task(client.ask(b"slow"))
