@@ -35,13 +35,19 @@ class Connections:
         self._waiting: dict[str, asyncio.Event] = {}
         self._scripts: dict[str, Callable[..., Awaitable[Any]]] = {}
         self._is_listening = asyncio.Event()
+        self._has_tried = asyncio.Event()
+        self._failure: Exception | None = None
         self._listener: asyncio.Task[None] | None = None
 
     async def start(self) -> None:
-        """Listen, from now on; return once the server knows it."""
+        """Listen, from now on; return once the server knows it, or raise what was in the way."""
         if self._listener is None or self._listener.done():
             self._listener = asyncio.create_task(self._listen(), name="asyncsess listener")
-        await self._is_listening.wait()
+        while not self._is_listening.is_set():
+            self._has_tried.clear()
+            await self._has_tried.wait()
+            if self._failure is not None and not self._is_listening.is_set():
+                raise ConnectionError(str(self._failure)) from self._failure
 
     async def run(self, script: str, *args: Any, keys: tuple[str, ...]) -> Any:
         """Run a script in one step."""
@@ -90,6 +96,8 @@ class Connections:
                     await self._hear()
                 except FAILURES as error:
                     logger.warning("the channel of locks was interrupted: %s", error)
+                    self._failure = error
+                    self._has_tried.set()
                 for event in self._waiting.values():  # they may have been told meanwhile
                     event.set()
                 await asyncio.sleep(_PAUSE)
@@ -103,5 +111,6 @@ class Connections:
             async for message in pubsub.listen():
                 if message["type"] == "subscribe":
                     self._is_listening.set()
+                    self._has_tried.set()
                 elif message["type"] == "message" and (event := self._waiting.get(message["data"].decode())):
                     event.set()

@@ -222,7 +222,8 @@ class RedisEngine:
             client = self._server if isinstance(self._server, Redis) else _client(self._server)
             here = Connections(client, self._channel(), is_ours=client is not self._server)
             self._connections[loop] = here
-        await here.start()
+        with _failures():
+            await here.start()
         return here
 
     def _forget(self, claim: Claim) -> None:

@@ -27,18 +27,24 @@ class RemoteBackend:
         self.clock = ServerClock()
         self._engine = engine
         self._lines = Lines()
-        self._is_closed = False
+        self._is_closed = self._is_open = False
 
     def __repr__(self) -> str:
         return f"<RemoteBackend {self._engine!r}>"
 
     async def open(self) -> None:
         self._is_closed = False
-        await self._engine.open()
-        await self.clock.set_by(self._engine.now)
+        try:
+            await self._engine.open()
+            await self.clock.set_by(self._engine.now)
+        except BaseException:
+            if not self._is_open:  # then nobody will close it
+                await self._engine.aclose()
+            raise
+        self._is_open = True
 
     async def aclose(self) -> None:
-        self._is_closed = True
+        self._is_closed, self._is_open = True, False
         for held in list(self._lines.holds):
             await held.lose()
         self._lines.take_back()
