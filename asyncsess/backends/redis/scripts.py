@@ -95,8 +95,12 @@ local function expire(created_at, accessed_at, idle, lifetime, at)
 end
 """
 
+# Locks are small and end by themselves: without them, a server whose memory is full could not even be made empty.
+_EVEN_IF_FULL: Final = "#!lua flags=allow-oom"
+
 TAKE: Final = (
-    _COMMON
+    _EVEN_IF_FULL
+    + _COMMON
     + """
 local lease, holder, is_name, create = tonumber(ARGV[4]), ARGV[5], ARGV[6] == '1', ARGV[7] == '1'
 local at = now()
@@ -161,7 +165,8 @@ return {1, was_late and 1 or 0, found}
 )
 
 LEAVE: Final = (
-    _COMMON
+    _EVEN_IF_FULL
+    + _COMMON
     + """
 redis.call('ZREM', queue, token)
 if is_mine() or redis.call('HGET', lock, 'for') == token then hand_on() end
@@ -194,7 +199,8 @@ return 1
 )
 
 DELETE: Final = (
-    _COMMON
+    _EVEN_IF_FULL
+    + _COMMON
     + """
 if not is_mine() then return 0 end
 if ARGV[4] == '' then
@@ -220,7 +226,8 @@ end
 """
 
 RELEASE: Final = (
-    _COMMON
+    _EVEN_IF_FULL
+    + _COMMON
     + _TOUCH
     + """
 if not is_mine() then return 0 end
@@ -239,7 +246,8 @@ if not redis.call('HGET', lock, 'token') then touch(tonumber(ARGV[4]), tonumber(
 )
 
 RENEW: Final = (
-    _COMMON
+    _EVEN_IF_FULL
+    + _COMMON
     + """
 if not is_mine() then return 0 end
 local lease = tonumber(ARGV[4])
