@@ -16,13 +16,13 @@ CUTS: Final = [where for where in Cut if where is not Cut.LATE]
 
 @pytest.mark.parametrize("name", OPERATIONS)
 async def test_one_cut_anywhere_leaves_old_or_new(server: Server, name: str) -> None:
-    found = await disturbed(server, OPERATIONS[name], CUTS, most=40)
+    found = await disturbed(server, OPERATIONS[name], CUTS, most=20)
     assert not found, "\n".join(found)
 
 
 @pytest.mark.parametrize("name", OPERATIONS)
 async def test_an_outage_that_begins_anywhere_leaves_old_or_new(server: Server, name: str) -> None:
-    found = await disturbed(server, OPERATIONS[name], CUTS, for_good=True)
+    found = await disturbed(server, OPERATIONS[name], CUTS, for_good=True, most=8)
     assert not found, "\n".join(found)
 
 
@@ -30,7 +30,7 @@ ORPHANS: Final = pytest.mark.xfail(
     reason="a command that takes a lock, and arrives after its claim was given up, takes it for nobody for a lease"
 )
 LOCKLESS: Final = {"create", "read", "log in", "touch", "sessions of an owner", "sweep", "keys"}
-LATE: Final = OPERATIONS if ALL else ("create", "change", "read", "synchronize", "destroy", "touch", "keys")
+LATE: Final = OPERATIONS if ALL else ("create", "change", "synchronize", "keys")
 
 
 @pytest.mark.parametrize("name", [pytest.param(name, marks=[] if name in LOCKLESS else ORPHANS) for name in LATE])

@@ -164,7 +164,7 @@ async def test_a_server_that_ends_while_sessions_are_held_and_waited_for_loses_n
 async def test_a_server_that_hangs_is_told_of_soon_and_used_again_when_it_goes_on(
     own: Server, new_store: NewStore
 ) -> None:
-    store, other = await new_store(patience=0.2), await new_store()
+    store, other = await new_store(patience=0.1), await new_store()
     session_id = await store.create({"n": 0})
     async with store.open(session_id, lease=2.0) as session:
         session["n"] = 1
@@ -192,7 +192,7 @@ async def test_a_full_server_refuses_writes_and_loses_nothing(own: Server, new_s
     if not own.url_at(own.port).startswith("redis:"):
         pytest.skip("full memory is a matter of Redis")
     store = await new_store()
-    session_id, victim = await store.create({"n": 1}), await store.create({"fill": "x" * 100_000})
+    session_id, victim = await store.create({"n": 1}), await store.create({"fill": "x" * 1_000_000})
     client = Redis.from_url(own.url_at(own.port))
     used = (await client.info("memory"))["used_memory"]
     await client.config_set("maxmemory", used)
