@@ -6,10 +6,15 @@ import asyncio
 import logging
 from collections.abc import Awaitable, Callable
 from contextlib import suppress
-from typing import Any, Final
+from functools import partial
+from typing import Any, Final, TypeVar
 
 from redis.asyncio import Redis
+from redis.asyncio.retry import Retry
+from redis.backoff import ExponentialBackoff
 from redis.exceptions import RedisError
+
+T = TypeVar("T")
 
 logger = logging.getLogger("asyncsess")
 
@@ -38,6 +43,7 @@ class Connections:
         self._has_tried = asyncio.Event()
         self._failure: Exception | None = None
         self._listener: asyncio.Task[None] | None = None
+        self._retry = Retry(ExponentialBackoff(cap=0.5, base=0.05), 3)
 
     async def start(self) -> None:
         """Listen, from now on; return once the server knows it, or raise what was in the way."""
@@ -49,11 +55,16 @@ class Connections:
             if self._failure is not None and not self._is_listening.is_set():
                 raise ConnectionError(str(self._failure)) from self._failure
 
-    async def run(self, script: str, *args: Any, keys: tuple[str, ...]) -> Any:
+    async def repeat(self, work: Callable[[], Awaitable[T]]) -> T:
+        """Do what may be done twice; again if its connection breaks, a few times."""
+        return await self._retry.call_with_retry(work, _nothing)
+
+    async def run(self, script: str, *args: Any, keys: tuple[str, ...], may_repeat: bool = True) -> Any:
         """Run a script in one step."""
         if script not in self._scripts:
             self._scripts[script] = self.client.register_script(script)
-        return await self._scripts[script](keys=keys, args=args)
+        work = partial(self._scripts[script], keys=keys, args=args)
+        return await (self.repeat(work) if may_repeat else work())
 
     async def told(self, token: str, seconds: float) -> None:
         """Wait until a claim is told that its lock may be free, or for so many seconds."""
@@ -114,3 +125,7 @@ class Connections:
                     self._has_tried.set()
                 elif message["type"] == "message" and (event := self._waiting.get(message["data"].decode())):
                     event.set()
+
+
+async def _nothing(error: Exception) -> None:
+    """Do nothing about a failure: redis-py has closed the connection."""

@@ -7,11 +7,12 @@ import math
 import weakref
 from collections.abc import AsyncIterator, Generator, Mapping
 from contextlib import contextmanager
+from functools import partial
 from typing import Any, Final
 
 from redis.asyncio import BlockingConnectionPool, Redis
 from redis.asyncio.retry import Retry
-from redis.backoff import ExponentialBackoff
+from redis.backoff import NoBackoff
 from redis.exceptions import ResponseError
 
 from asyncsess.backends.base import Found, Record, Tombstone
@@ -58,13 +59,14 @@ class RedisEngine:
 
     async def now(self) -> float:
         with _failures():
-            seconds, microseconds = await (await self._here()).client.time()
+            here = await self._here()
+            seconds, microseconds = await here.repeat(here.client.time)
         return int(seconds) + int(microseconds) / 1e6
 
     async def read(self, key: str) -> Found:
         with _failures():
             here = await self._here()
-            return scripts.decode(await here.client.get(self._record(key)))
+            return scripts.decode(await here.repeat(partial(here.client.get, self._record(key))))
 
     async def take(self, claim: Claim) -> Granted | Busy:
         here = await self._here()
@@ -118,7 +120,11 @@ class RedisEngine:
         try:
             is_stored = await self._run(scripts.COMMIT, claim, *args)
         except StoreError as error:  # it may have been stored before the connection broke
-            if not await self._was_stored(claim, record, error) and not await self._run(scripts.COMMIT, claim, *args):
+            with _perhaps("the commit was stored"):
+                is_stored = await self._was_stored(claim, record, error) or await self._run(
+                    scripts.COMMIT, claim, *args
+                )
+            if not is_stored:
                 raise CommitUnknownError(f"whether the commit was stored is not known: {error}") from error
             return record
         if not is_stored and await self.read(claim.key) != record:  # the client itself may have asked again
@@ -170,16 +176,19 @@ class RedisEngine:
 
     async def add_member(self, group: str, key: str, *, now: float) -> None:
         with _failures():
-            await (await self._here()).client.hset(f"{self._prefix}g:{group}", key, repr(now))
+            here = await self._here()
+            await here.repeat(partial(here.client.hset, f"{self._prefix}g:{group}", key, repr(now)))
 
     async def members(self, group: str) -> Mapping[str, float]:
         with _failures():
-            found = await (await self._here()).client.hgetall(f"{self._prefix}g:{group}")
+            here = await self._here()
+            found = await here.repeat(partial(here.client.hgetall, f"{self._prefix}g:{group}"))
         return {key.decode(): float(value) for key, value in found.items()}
 
     async def remove_member(self, group: str, key: str) -> None:
         with _failures():
-            await (await self._here()).client.hdel(f"{self._prefix}g:{group}", key)
+            here = await self._here()
+            await here.repeat(partial(here.client.hdel, f"{self._prefix}g:{group}", key))
 
     async def delete_expired(self, expiry: Expiry, *, now: float) -> int:
         limits = _limits_of(expiry)
@@ -237,7 +246,11 @@ class RedisEngine:
             here = await self._here()
             lock = f"{self._prefix}l:{{{claim.key}}}" + ("" if claim.name is None else f":{claim.name}")
             keys = self._record(claim.key), lock, f"{lock}:q"
-            return await here.run(script, claim.token, f"{self._prefix}p:", "0", *args, keys=keys)
+            # Others may have committed before a repeated commit finds that the lock is theirs.
+            may_repeat = script != scripts.COMMIT
+            return await here.run(
+                script, claim.token, f"{self._prefix}p:", "0", *args, keys=keys, may_repeat=may_repeat
+            )
 
     def _record(self, key: str) -> str:
         return f"{self._prefix}s:{{{key}}}"
@@ -254,7 +267,7 @@ def _client(url: str) -> Redis:
         url,
         max_connections=_MOST_CONNECTIONS,
         timeout=_TIMEOUT,
-        retry=Retry(ExponentialBackoff(cap=0.5, base=0.05), 3),
+        retry=Retry(NoBackoff(), 0),  # `Connections.repeat` does, what may be repeated
         socket_timeout=_TIMEOUT,
         socket_connect_timeout=_TIMEOUT,
         health_check_interval=30,
@@ -277,7 +290,7 @@ def _perhaps(done: str) -> Generator[None]:
     try:
         yield
     except StoreError as error:
-        if isinstance(error.__cause__, ResponseError):
+        if isinstance(error, CommitUnknownError) or isinstance(error.__cause__, ResponseError):
             raise
         raise CommitUnknownError(f"whether {done} is not known: {error}") from error.__cause__
 
