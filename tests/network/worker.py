@@ -9,8 +9,10 @@ import asyncio
 import sys
 import time
 from collections.abc import Awaitable, Callable
+from pathlib import Path
 
 from asyncsess import CommitUnknownError, LockLostError, SessionStore
+from tests.network.recording import record
 from tests.network.servers import store_at
 from tests.processes.worker import say, told
 
@@ -54,6 +56,18 @@ async def tell_time(store: SessionStore, session_id: str) -> None:
             session["by"] = "the other"
         say("changed")
         await told()
+
+
+@role
+async def clients(store: SessionStore, name: str, tasks: str, directory: str, *sessions: str) -> None:
+    """Be some clients, which record what they do, until told to stop."""
+    is_over = False
+    async with asyncio.TaskGroup() as group:
+        for task in range(int(tasks)):
+            client = f"{name}.{task}"
+            group.create_task(record(store, [*sessions], client, Path(directory) / client, lambda: not is_over))
+        await told()
+        is_over = True
 
 
 async def main(name: str, url: str, space: str, *arguments: str) -> None:
