@@ -47,6 +47,8 @@ class Trial:
 
     Attributes:
         proxy: The network.
+        space: Of the sessions of this trial.
+        session_id: That of the session that the operation is about.
         outcome: The name of the error that the operation has raised; "done" if it has not.
     """
 
@@ -54,16 +56,16 @@ class Trial:
         self._server = server
         self._patience = patience
         self._operation = operation
-        self._space = token_hex(6)
+        self.space = token_hex(6)
         self.proxy = Proxy("127.0.0.1", server.port)
         self.outcome = ""
 
     async def __aenter__(self) -> Trial:
-        self._id = await prepare(self._server.url_at(self._server.port), self._space)
+        self.session_id = await prepare(self._server.url_at(self._server.port), self.space)
         await self.proxy.__aenter__()
         url = self._server.url_at(self.proxy.port, patience=self._patience)
-        self._store = store_at(url, self._space, lock_timeout=_SOON)
-        await self._store.__aenter__()
+        self.store = store_at(url, self.space, lock_timeout=_SOON)
+        await self.store.__aenter__()
         return self
 
     async def __aexit__(self, *error: object) -> None:
@@ -74,7 +76,7 @@ class Trial:
         error: BaseException | None = None
         try:
             async with asyncio.timeout(60):
-                await how(self._operation.run(self._store, self._id))
+                await how(self._operation.run(self.store, self.session_id))
         except (Exception, asyncio.CancelledError) as raised:
             error = raised
         self.outcome = "done" if error is None else type(error).__name__
@@ -89,19 +91,19 @@ class Trial:
 
     async def _afterwards(self, error: BaseException | None) -> AsyncIterator[str]:
         url = self._server.url_at(self._server.port)
-        async with store_at(url, self._space, lock_timeout=_SOON) as other:
-            if (state := await state_of(other, self._id)) not in self._right(error):
+        async with store_at(url, self.space, lock_timeout=_SOON) as other:
+            if (state := await state_of(other, self.session_id)) not in self._right(error):
                 yield f"stored is now {state}"
-            for store, name in ((other, "another store"), (self._store, "its store")):
-                if (failure := await _can_be_opened(store, self._id)) is not None:
+            for store, name in ((other, "another store"), (self.store, "its store")):
+                if (failure := await _can_be_opened(store, self.session_id)) is not None:
                     yield f"for {name}: {failure}"
             for _ in range(1000):  # what goes on in the background may need the network first
-                if not (left := [*leftovers(self._store)]):
+                if not (left := [*leftovers(self.store)]):
                     break
                 await asyncio.sleep(0.001)
             for each in left:
                 yield f"left: {each}"
-        await self._store.aclose()
+        await self.store.aclose()
         try:
             async with asyncio.timeout(_SOON):
                 await self.proxy.until_unused()

@@ -7,14 +7,13 @@ import logging
 from collections.abc import Awaitable, Callable
 from contextlib import suppress
 from functools import partial
-from typing import Any, Final, TypeVar
+from typing import Any, Final
 
 from redis.asyncio import Redis
 from redis.asyncio.retry import Retry
 from redis.backoff import ExponentialBackoff
+from redis.exceptions import ConnectionError as ConnectionBrokenError
 from redis.exceptions import RedisError
-
-T = TypeVar("T")
 
 logger = logging.getLogger("asyncsess")
 
@@ -53,9 +52,9 @@ class Connections:
             self._has_tried.clear()
             await self._has_tried.wait()
             if self._failure is not None and not self._is_listening.is_set():
-                raise ConnectionError(str(self._failure)) from self._failure
+                raise ConnectionBrokenError(str(self._failure)) from self._failure
 
-    async def repeat(self, work: Callable[[], Awaitable[T]]) -> T:
+    async def repeat(self, work: Callable[[], Awaitable[Any]]) -> Any:
         """Do what may be done twice; again if its connection breaks, a few times."""
         return await self._retry.call_with_retry(work, _nothing)
 

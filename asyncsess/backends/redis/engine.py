@@ -232,7 +232,7 @@ class RedisEngine:
             here = Connections(client, self._channel(), is_ours=client is not self._server)
             self._connections[loop] = here
         with _failures():
-            await here.start()
+            await here.repeat(here.start)
         return here
 
     def _forget(self, claim: Claim) -> None:
