@@ -118,12 +118,20 @@ class Connections:
     async def _hear(self) -> None:
         async with self.client.pubsub() as pubsub:
             await pubsub.subscribe(self._channel)
+            _check_cancelled()
             async for message in pubsub.listen():
                 if message["type"] == "subscribe":
                     self._is_listening.set()
                     self._has_tried.set()
                 elif message["type"] == "message" and (event := self._waiting.get(message["data"].decode())):
                     event.set()
+
+
+def _check_cancelled() -> None:
+    """Let a cancellation come out that `asyncio.wait_for`, which redis-py uses, has swallowed before Python 3.12."""
+    task = asyncio.current_task()
+    if task is not None and task.cancelling():
+        raise asyncio.CancelledError
 
 
 async def _nothing(error: Exception) -> None:
