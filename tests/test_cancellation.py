@@ -15,11 +15,12 @@ Scene = Callable[[FileStore, str], Awaitable[None]]
 
 
 class CancelAt:
-    """Awaits a coroutine, and cancels the task at its n-th suspension."""
+    """Awaits a coroutine, and cancels the task at its n-th suspension, or so many turns of the loop ``later``."""
 
-    def __init__(self, coroutine: Awaitable[None], step: int) -> None:
+    def __init__(self, coroutine: Awaitable[object], step: int, *, later: int = 0) -> None:
         self._iterator = coroutine.__await__()
         self._step = step
+        self._later = later
         self.steps = 0
 
     def __await__(self) -> Generator[Any, Any, None]:
@@ -33,11 +34,17 @@ class CancelAt:
             if self.steps == self._step:
                 task = asyncio.current_task()
                 assert task is not None
-                task.cancel()
+                self._cancel(task, self._later)
             try:
                 value, error = (yield awaited), None
             except BaseException as raised:
                 error = raised
+
+    def _cancel(self, task: asyncio.Task[Any], later: int) -> None:
+        if later:
+            asyncio.get_running_loop().call_soon(self._cancel, task, later - 1)
+        else:
+            task.cancel()
 
 
 async def change(store: FileStore, session_id: str) -> None:

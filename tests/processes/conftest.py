@@ -1,26 +1,31 @@
 import contextlib
+import os
 import signal
 import subprocess
 import sys
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping
 from pathlib import Path
 
 import pytest
 
 from asyncsess import FileStore
 
-WORKER = Path(__file__).with_name("worker.py")
+ROOT = Path(__file__).parents[2]
 
 
 class Worker(subprocess.Popen[str]):
-    """A process of `worker.py`; stopped ones go on, and all are ended, at the end of the test."""
+    """A process of a module of workers; stopped ones go on, and all are ended, at the end of the test."""
 
-    def __init__(self, *arguments: object) -> None:
+    def __init__(
+        self, *arguments: object, module: str = "tests.processes.worker", environment: Mapping[str, str] | None = None
+    ) -> None:
         super().__init__(
-            [sys.executable, str(WORKER), *map(str, arguments)],
+            [sys.executable, "-m", module, *map(str, arguments)],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             text=True,
+            cwd=ROOT,
+            env=os.environ | (environment or {}),
         )
 
     def says(self) -> str:

@@ -17,7 +17,6 @@ from aiomcache.exceptions import ClientException
 from aiomcache.pool import Connection as Streams
 from aiomcache.pool import MemcachePool
 
-from asyncsess.backends.remote.engine import NotAskedError
 from asyncsess.errors import StoreError
 
 _PORT: Final = 11211
@@ -62,7 +61,7 @@ class Address:
             else:
                 streams = await asyncio.open_connection(self._host, self._port)
         except OSError as error:
-            raise NotAskedError(f"memcached can't be reached: {error}") from error
+            raise StoreError(f"memcached can't be reached: {error}") from error
         return Connection(Streams(*streams))
 
 

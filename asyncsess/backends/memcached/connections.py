@@ -8,8 +8,7 @@ from contextlib import asynccontextmanager
 from typing import Final
 
 from asyncsess.backends.memcached.connection import Address, Connection, CutError, RefusedError, failures
-from asyncsess.backends.remote.engine import NotAskedError
-from asyncsess.errors import SessionError
+from asyncsess.errors import SessionError, StoreError
 
 TIMEOUT: Final = 5.0
 _MOST: Final = 16
@@ -34,13 +33,13 @@ class Connections:
 
         Raises:
             CutError: It broke meanwhile.
-            NotAskedError: There is none to be had.
+            StoreError: There is none to be had.
         """
         try:
             async with asyncio.timeout(TIMEOUT):
                 await self._places.acquire()
         except TimeoutError as error:
-            raise NotAskedError("all connections to memcached are in use") from error
+            raise StoreError("all connections to memcached are in use") from error
         try:
             connection = await self._connection()
             is_in_step = False
@@ -72,7 +71,7 @@ class Connections:
             async with asyncio.timeout(TIMEOUT):
                 connection = await self._address.connect()
         except TimeoutError as error:
-            raise NotAskedError("memcached can't be reached in time") from error
+            raise StoreError("memcached can't be reached in time") from error
         if self._keeper is None:
             self._keeper = asyncio.create_task(self._keep(), name="asyncsess connections")
         return connection

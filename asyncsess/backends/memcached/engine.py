@@ -73,6 +73,9 @@ class MemcachedEngine:
 
     # Locks.
 
+    async def ready(self) -> None:
+        await self._server.now()
+
     async def take(self, claim: Claim) -> Granted | Busy:
         now = await self._server.now()
         sight = self._sights.get(claim.token, _Sight())

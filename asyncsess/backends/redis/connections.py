@@ -10,8 +10,10 @@ from typing import Any, Final
 
 from redis.exceptions import NoScriptError, RedisError
 
-from asyncsess.backends.redis.clients import MOST_AT_ONCE, Client
+from asyncsess.backends.redis import scripts
+from asyncsess.backends.redis.clients import MOST_AT_ONCE, Client, is_cluster
 from asyncsess.backends.redis.scripts import Script
+from asyncsess.backends.remote.lines import process
 
 logger = logging.getLogger("asyncsess")
 
@@ -19,6 +21,8 @@ FAILURES: Final = (RedisError, OSError, TimeoutError)
 
 _FIRST_PAUSE: Final = 0.05
 _LONGEST_PAUSE: Final = 1.0
+# The claims of this process, in all of its event loops.
+_claims = set[str]()
 _SILENCE: Final = 5.0  # after which the server is asked whether it is there
 
 
@@ -29,7 +33,7 @@ class Connections:
 
     Args:
         client: The client.
-        channel: Where this process is told of locks.
+        channels: What the names of the channels begin with where processes are told of locks.
         ours: The clients that are closed with this.
 
     Attributes:
@@ -38,12 +42,12 @@ class Connections:
         is_listening: Whether this process can be told of locks, and is seen to be alive.
     """
 
-    def __init__(self, client: Client, channel: str, ours: Sequence[Client] = ()) -> None:
+    def __init__(self, client: Client, channels: str, ours: Sequence[Client] = ()) -> None:
         self.client = client
         self.is_checked = False
-        self._channel = channel
-        self._ours = ours
         self.slots = asyncio.Semaphore(MOST_AT_ONCE)
+        self._channels = channels
+        self._ours = ours
         self._told: dict[str, asyncio.Event] = {}
         self._listener: asyncio.Task[None] | None = None
         self.is_listening = False
@@ -58,8 +62,13 @@ class Connections:
             self._waiters.append(waiter)
             await waiter
 
-    async def run(self, script: Script, *args: Any, keys: tuple[str, ...]) -> Any:
-        """Run a script, in one step; the server keeps it for the next time."""
+    async def run(self, script: Script, record: str, lock: str, token: str, *args: Any) -> Any:
+        """Run a script on a record and its lock for a claim, in one step."""
+        keys = record, lock, f"{lock}:q"
+        return await self.evaluate(script, keys, token, self._channels, int(is_cluster(self.client)), *args)
+
+    async def evaluate(self, script: Script, keys: Sequence[str], *args: Any) -> Any:
+        """Run a script; the server keeps it for the next time."""
         try:
             return await self.client.evalsha(script.digest, len(keys), *keys, *args)
         except NoScriptError:
@@ -69,14 +78,18 @@ class Connections:
 
     def expect(self, token: str) -> None:
         """Note from now on what a claim is told."""
-        self._told.setdefault(token, asyncio.Event())
+        if token not in self._told:
+            _claims.add(token)
+            self._told[token] = asyncio.Event()
 
     def begin(self, token: str) -> None:
         """Note from now on whether others wait for a claim's lock."""
-        self._told.setdefault(token, asyncio.Event()).clear()
+        self.expect(token)
+        self._told[token].clear()
 
     def forget(self, token: str) -> None:
         """Forget a claim."""
+        _claims.discard(token)
         self._told.pop(token, None)
 
     def is_told(self, token: str) -> bool:
@@ -125,7 +138,7 @@ class Connections:
 
     async def _hear(self) -> None:
         async with self.client.pubsub() as pubsub:
-            await pubsub.subscribe(self._channel)
+            await pubsub.subscribe(self._channels + process.name)
             is_silent = False
             while True:
                 message = await pubsub.get_message(timeout=_SILENCE)
@@ -138,15 +151,24 @@ class Connections:
                     self.is_listening = True
                     self._settle(None)
                     self.tell_all()
-                elif message["type"] == "message" and (event := self._told.get(message["data"].decode())):
-                    event.set()
+                elif message["type"] == "message":
+                    token, _, lock = message["data"].decode().partition(" ")
+                    if token in self._told:
+                        self._told[token].set()
+                    elif token not in _claims:
+                        await self._leave(token, lock)
+
+    async def _leave(self, token: str, lock: str) -> None:
+        """Give back the lock of a claim that nobody in this process makes any more."""
+        await self.run(scripts.LEAVE, lock, lock, token)
 
     async def close(self) -> None:
         """Give the connections back."""
         listener, self._listener = self._listener, None
         if listener is not None:
-            listener.cancel()
-            await asyncio.wait([listener])
+            while not listener.done():  # a cancellation may get lost in a client's `asyncio.wait_for`
+                listener.cancel()
+                await asyncio.wait([listener], timeout=_LONGEST_PAUSE)
         else:
             await self._close_ours()
 

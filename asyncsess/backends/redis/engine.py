@@ -14,13 +14,12 @@ from redis.exceptions import ResponseError
 
 from asyncsess.backends.base import Found, Record, Tombstone
 from asyncsess.backends.redis import layout, scripts
-from asyncsess.backends.redis.clients import Client, check_client, check_server, connect, is_cluster, timeout_of
+from asyncsess.backends.redis.clients import Client, check_client, check_server, connect, timeout_of
 from asyncsess.backends.redis.connections import FAILURES, Connections
 from asyncsess.backends.redis.masses import each
 from asyncsess.backends.redis.scripts import Script
 from asyncsess.backends.remote import holders
-from asyncsess.backends.remote.engine import Busy, Claim, Granted, NotAskedError
-from asyncsess.backends.remote.lines import process
+from asyncsess.backends.remote.engine import Busy, Claim, Granted
 from asyncsess.errors import CommitUnknownError, CorruptSessionError, LockLostError, StoreError
 from asyncsess.expiry import Expiry
 
@@ -57,7 +56,7 @@ class RedisEngine:
         return f"<RedisEngine prefix={self._prefix!r}>"
 
     async def open(self) -> None:
-        await self._listening()
+        await self.ready()
 
     async def aclose(self) -> None:
         here = self._connections.pop(asyncio.get_running_loop(), None)
@@ -66,7 +65,7 @@ class RedisEngine:
 
     async def now(self) -> float:
         async with self._reach() as here:
-            whole, millionths = await here.run(scripts.TIME, keys=(self._group("-"),))
+            whole, millionths = await here.evaluate(scripts.TIME, [self._group("-")])
         return int(whole) + int(millionths) / 1e6
 
     async def read(self, key: str) -> Found:
@@ -74,8 +73,15 @@ class RedisEngine:
             data: Any = await here.client.get(self._record(key))
         return await self._decoded(key, data)
 
+    async def ready(self) -> None:
+        """Listen: else this process would count as gone."""
+        here = self._connections.get(asyncio.get_running_loop())
+        if here is None or not here.is_listening:
+            async with self._reach() as here:
+                await here.listen()
+
     async def take(self, claim: Claim) -> Granted | Busy:
-        here = await self._listening()
+        here = await self._here()
         here.expect(claim.token)
         is_name = claim.name is not None
         lease, holder = _milliseconds(claim.lease), holders.pack(claim.holder)
@@ -104,11 +110,14 @@ class RedisEngine:
         await self._run(scripts.LEAVE, claim)
 
     async def create(self, claim: Claim, record: Record) -> bool:
-        await self._listening()
+        (await self._here()).expect(claim.token)
         lease, holder, mark = _milliseconds(claim.lease), holders.pack(claim.holder), layout.mark_of(claim.token)
         head, payload = layout.encode(record)
         args = lease, holder, head, mark, payload, *_limits(self._expiry)
-        return bool(await self._run(scripts.CREATE, claim, *args))
+        is_new = await self._change(scripts.CREATE, claim, *args)
+        if not is_new:
+            self._forget(claim)
+        return bool(is_new)
 
     async def commit(self, claim: Claim, before: Found, payload: bytes, *, now: float, is_last: bool) -> Record:
         record = Record(payload, 1, now, now)
@@ -116,11 +125,8 @@ class RedisEngine:
             record = Record(payload, before.version + 1, before.created_at, now)
         head, _ = layout.encode(record)
         args = head, layout.mark_of(claim.token), payload, *_limits(self._expiry), int(is_last)
-        try:
-            answer = await self._run(scripts.COMMIT, claim, *args)
-        except StoreError as error:  # perhaps the answer alone was lost: a script that has run tells so
-            answer = await self._again(claim, args, error)
-        if is_last:
+        answer = await self._change(scripts.COMMIT, claim, *args)
+        if is_last or not answer:
             self._forget(claim)
         if answer == scripts.UNKNOWN:
             raise CommitUnknownError("whether the commit was stored is not known: others have stored theirs since")
@@ -128,22 +134,15 @@ class RedisEngine:
             raise LockLostError(_LOST)
         return record
 
-    async def _again(self, claim: Claim, args: tuple[Any, ...], error: StoreError) -> Any:
-        if isinstance(error.__cause__, ResponseError):  # the server refused it
-            raise error
-        try:
-            return await self._run(scripts.COMMIT, claim, *args)
-        except StoreError as again:
-            raise CommitUnknownError(f"whether the commit was stored is not known: {again}") from again
-
     async def delete(self, claim: Claim, tombstone: Tombstone | None, *, now: float) -> None:
         mark, until, note, left = layout.mark_of(claim.token), now, b"", 0
         if tombstone is not None:
             until, note = tombstone.until, tombstone.note
             left = _milliseconds(max(0.0, until - now) + _LONGER)
-        if not await self._run(scripts.DELETE, claim, mark, until, note, left):
-            raise LockLostError(_LOST)
+        is_deleted = await self._change(scripts.DELETE, claim, mark, until, note, left)
         self._forget(claim)
+        if not is_deleted:
+            raise LockLostError(_LOST)
 
     async def release(self, claim: Claim, *, now: float | None) -> None:
         self._forget(claim)
@@ -164,7 +163,7 @@ class RedisEngine:
         lifetime = self._expiry.lifetime
         async with self._reach() as here:
             left = 0 if lifetime is None else _milliseconds(lifetime + _LONGER)
-            await here.run(scripts.JOIN, key, repr(now), left, keys=(self._group(group),))
+            await here.evaluate(scripts.JOIN, [self._group(group)], key, repr(now), left)
 
     async def members(self, group: str) -> Mapping[str, float]:
         async with self._reach() as here:
@@ -237,25 +236,13 @@ class RedisEngine:
         except FAILURES as error:
             raise StoreError(f"the Redis server could not be used: {error or 'it did not answer in time'}") from error
 
-    async def _listening(self) -> Connections:
-        """Return the connections of the running loop once they listen: else this process would count as gone."""
-        known = self._connections.get(asyncio.get_running_loop())
-        if known is not None and known.is_listening:
-            return known
-        try:
-            async with self._reach() as here:
-                await here.listen()
-        except StoreError as error:
-            raise NotAskedError(*error.args) from error.__cause__
-        return here
-
     async def _here(self) -> Connections:
         loop = asyncio.get_running_loop()
         here = self._connections.get(loop)
         if here is None:
             ours = connect(self._server) if isinstance(self._server, str) else ()
             client = ours[0] if isinstance(self._server, str) else self._server
-            here = Connections(client, self._channel(process.name), ours)
+            here = Connections(client, f"{self._prefix}p:", ours)
             self._connections[loop] = here
         if not here.is_checked:
             await check_server(here.client)
@@ -265,11 +252,26 @@ class RedisEngine:
     async def _run(self, script: Script, claim: Claim, *args: Any) -> Any:
         return await self._ask(script, claim.key, claim.name, claim.token, *args)
 
+    async def _change(self, script: Script, claim: Claim, *args: Any) -> Any:
+        """Run a script that changes a record; again if its answer was lost, since it then tells what has become of it.
+
+        Raises:
+            CommitUnknownError: The server gives no answer.
+        """
+        try:
+            return await self._run(script, claim, *args)
+        except StoreError as error:
+            if isinstance(error.__cause__, ResponseError):  # the server has refused it
+                raise
+        try:
+            return await self._run(script, claim, *args)
+        except StoreError as error:
+            raise CommitUnknownError(f"whether it was stored is not known: {error}") from error.__cause__
+
     async def _ask(self, script: Script, key: str, name: str | None, token: str, *args: Any) -> Any:
         lock = f"{self._prefix}l:{{{key}}}" + ("" if name is None else f":{name}")
-        keys = self._record(key), lock, f"{lock}:q"
         async with self._reach() as here:
-            return await here.run(script, token, self._channel(""), int(is_cluster(here.client)), *args, keys=keys)
+            return await here.run(script, self._record(key), lock, token, *args)
 
     def _forget(self, claim: Claim) -> None:
         here = self._connections.get(asyncio.get_running_loop())
@@ -291,9 +293,6 @@ class RedisEngine:
 
     def _group(self, group: str) -> str:
         return f"{self._prefix}g:{group}"
-
-    def _channel(self, process_name: str) -> str:
-        return f"{self._prefix}p:{process_name}"
 
 
 def _limits(expiry: Expiry) -> tuple[float, float]:

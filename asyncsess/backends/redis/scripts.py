@@ -10,6 +10,9 @@ A token begins with the name of its process, which listens on a channel of that 
 tells him there, and learns at once whether anybody listens. In a cluster that can't be learned, so a lock is kept for
 the next for a second, and a holder's process counts as there. Times of locks are milliseconds of the server's clock.
 
+The server may read what a client has asked when that one has long given up, and grant a lock to nobody. So whoever
+waits for a lock has its holder told, and a process that does not know of a claim of its own gives it back.
+
 A client that lost its connection asks again, so each script may run twice. Who no longer has the lock when he commits
 has lost it, or has committed before: the mark that his commit left tells, unless four others have followed.
 """
@@ -64,7 +67,7 @@ local function channel_of(claim)
 end
 
 local function is_told(claim)
-  return redis.call('PUBLISH', channel_of(claim), claim) > 0 or is_cluster
+  return redis.call('PUBLISH', channel_of(claim), claim .. ' ' .. lock) > 0 or is_cluster
 end
 
 local function hand_on()

@@ -6,12 +6,8 @@ from collections.abc import AsyncIterator, Mapping
 from typing import NamedTuple, Protocol
 
 from asyncsess.backends.base import Found, Record, Tombstone
-from asyncsess.errors import Holder, StoreError
+from asyncsess.errors import Holder
 from asyncsess.expiry import Expiry
-
-
-class NotAskedError(StoreError):
-    """The server can not have been asked for a lock, so nothing of it needs to be given back."""
 
 
 class Claim(NamedTuple):
@@ -85,12 +81,12 @@ class Engine(Protocol):
         """Return the newest version or the tombstone."""
         ...
 
-    async def take(self, claim: Claim) -> Granted | Busy:
-        """Take a lock and read, or stand in line for it; called again, keep the place in the line.
+    async def ready(self) -> None:
+        """See to it that a lock can be asked for; if not, nothing needs to be given back."""
+        ...
 
-        Raises:
-            NotAskedError: The server could not be reached to begin with.
-        """
+    async def take(self, claim: Claim) -> Granted | Busy:
+        """Take a lock and read, or stand in line for it; called again, keep the place in the line."""
         ...
 
     async def told(self, claim: Claim, seconds: float) -> None:
@@ -106,11 +102,7 @@ class Engine(Protocol):
         ...
 
     async def create(self, claim: Claim, record: Record) -> bool:
-        """Store a first version and take its lock; return False if there is a record or a tombstone of this key.
-
-        Raises:
-            NotAskedError: As `take`.
-        """
+        """Store a first version and take its lock; return False if there is a record or a tombstone of this key."""
         ...
 
     async def commit(self, claim: Claim, before: Found, payload: bytes, *, now: float, is_last: bool) -> Record:

@@ -13,7 +13,7 @@ from typing import Any, Final, Self, TypeVar
 import anyio
 
 from asyncsess.backends.base import Found, Record, Tombstone
-from asyncsess.backends.remote.engine import Busy, Claim, Granted, NotAskedError
+from asyncsess.backends.remote.engine import Busy, Claim, Granted
 from asyncsess.backends.remote.lines import CLOSED, Lines
 from asyncsess.backends.turns import Turn, boot_time
 from asyncsess.errors import LockLostError, LockTimeoutError, StoreError
@@ -59,6 +59,7 @@ class RemoteHold:
         self._loop = asyncio.get_running_loop()
         self._lines.asking.add(self)
         try:
+            await self._engine.ready()
             self._granted(await self._acquire(started))
             if turn.has_waited or self.is_waiting:
                 self.waited = time.monotonic() - started
@@ -86,8 +87,7 @@ class RemoteHold:
                 elif not self._lines.is_closed:
                     return answer
         except StoreError as error:
-            if answer is not None or not isinstance(error, NotAskedError):
-                self._lines.returns.add(self._claim, error)
+            self._lines.returns.add(self._claim, error)
             raise
         except BaseException:
             await finish(self._leave())
@@ -221,8 +221,6 @@ class RemoteHeld(RemoteHold):
             return await super()._acquire(started)
         try:
             is_new = await finish(self._engine.create(self._claim, self._first))
-        except NotAskedError:
-            raise
         except StoreError as error:
             self._lines.returns.add(self._claim, error)
             raise

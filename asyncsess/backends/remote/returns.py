@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import time
 import weakref
 from collections import deque
 from typing import Final
@@ -16,7 +15,6 @@ logger = logging.getLogger("asyncsess")
 
 _FIRST_PAUSE: Final = 0.05
 _LONGEST_PAUSE: Final = 1.0
-_LONGEST: Final = 60.0
 
 
 class _Returns:
@@ -24,21 +22,19 @@ class _Returns:
 
     def __init__(self, engine: Engine) -> None:
         self._engine = engine
-        self._claims = deque[tuple[Claim, float]]()
+        self._claims = deque[Claim]()
         self.task: asyncio.Task[None] | None = None
 
     def add(self, claim: Claim) -> None:
-        self._claims.append((claim, time.monotonic() + min(claim.lease, _LONGEST)))
+        self._claims.append(claim)
         if self.task is None or self.task.done():
             self.task = asyncio.create_task(self._work(), name="asyncsess returns")
 
     async def _work(self) -> None:
         pause = _FIRST_PAUSE
         while self._claims:
-            claim, until = self._claims[0]
             try:
-                if time.monotonic() < until:
-                    await self._engine.leave(claim)
+                await self._engine.leave(self._claims[0])
             except StoreError:
                 await asyncio.sleep(pause)
                 pause = min(2 * pause, _LONGEST_PAUSE)
@@ -48,8 +44,6 @@ class _Returns:
 
 class Returns:
     """Locks that are given back in the background, since the server did not answer when they should have been.
-
-    A lock that was not given back by the end of its lease is nobody's any more.
 
     Args:
         engine: The server.

