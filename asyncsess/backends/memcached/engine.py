@@ -16,6 +16,7 @@ from asyncsess.backends.memcached.layout import EMPTY, MEMBER_AGE, Item, Lock
 from asyncsess.backends.memcached.looks import Looks
 from asyncsess.backends.memcached.server import Server
 from asyncsess.backends.remote.engine import Busy, Claim, Granted
+from asyncsess.backends.remote.held import finish
 from asyncsess.backends.turns import boot_time
 from asyncsess.errors import LockLostError
 from asyncsess.expiry import Expiry
@@ -91,7 +92,7 @@ class MemcachedEngine:
             answer, new = steps.claimed(item, claim, now, watched=boot_time() - sight.since)
             return new
 
-        await self._server.change(self._place(claim), take)
+        await finish(self._server.change(self._place(claim), take))
         assert answer is not None
         if isinstance(answer, Granted):
             self._sights.pop(claim.token, None)
@@ -138,8 +139,8 @@ class MemcachedEngine:
 
     async def create(self, claim: Claim, record: Record) -> bool:
         now = await self._server.now()
-        item = await self._server.change(
-            self._place(claim), lambda item: steps.created(item, claim, record, self._expiry, now)
+        item = await finish(
+            self._server.change(self._place(claim), lambda item: steps.created(item, claim, record, self._expiry, now))
         )
         return item is not None and item.is_held_by(claim)
 

@@ -16,7 +16,7 @@ from asyncsess.backends.base import Found, Record, Tombstone
 from asyncsess.backends.remote.engine import Busy, Claim, Granted
 from asyncsess.backends.remote.lines import CLOSED, Lines
 from asyncsess.backends.turns import Turn, boot_time
-from asyncsess.errors import LockLostError, LockTimeoutError, StoreError
+from asyncsess.errors import LockLostError, LockTimeoutError, SessionError, StoreError
 
 T = TypeVar("T")
 
@@ -81,7 +81,7 @@ class RemoteHold:
         answer = None
         try:
             while not self._lines.is_closed:
-                answer = await finish(self._engine.take(self._claim))
+                answer = await self._engine.take(self._claim)
                 if isinstance(answer, Busy):
                     await self._wait(answer, started)
                 elif not self._lines.is_closed:
@@ -220,7 +220,7 @@ class RemoteHeld(RemoteHold):
         if self._first is None:
             return await super()._acquire(started)
         try:
-            is_new = await finish(self._engine.create(self._claim, self._first))
+            is_new = await self._engine.create(self._claim, self._first)
         except StoreError as error:
             self._lines.returns.add(self._claim, error)
             raise
@@ -239,7 +239,14 @@ class RemoteHeld(RemoteHold):
         self._check_held()
         if isinstance(self._found, Tombstone):
             raise StoreError("a session that was deleted can't be changed")
-        return await finish(self._commit(payload, now, is_last=is_last))
+        try:
+            return await self._commit(payload, now, is_last=is_last)
+        except asyncio.CancelledError:
+            try:
+                await finish(self._commit(payload, now, is_last=is_last))
+            except SessionError as error:
+                logger.warning("a commit that was under way when it was cancelled has failed: %s", error)
+            raise
 
     async def _commit(self, payload: bytes, now: float, *, is_last: bool) -> Record:
         try:
