@@ -207,7 +207,8 @@ class Backend(Protocol):
             payload: What the codec sealed.
             created_at: When the session began; one that gets a new key keeps this.
             now: When it was last used.
-            holder, lease: As `hold`.
+            holder: As `hold`.
+            lease: As `hold`.
             version: Another number than 1 for a session that comes from another backend, so that nobody sees it go
                 back.
 
