@@ -24,7 +24,7 @@ from asyncsess.ids import key_of
 from asyncsess.testing import BackendContract, until
 from asyncsess.testing.contract import KEY, NOW, OTHER_KEY, create, hold
 from asyncsess.testing.contract.groups import GROUP
-from asyncsess.testing.contract.helpers import keys_of, look
+from asyncsess.testing.contract.helpers import hold_name, keys_of, look
 from asyncsess.web import login
 from tests.backends.stepping import SteppingBackend
 
@@ -347,6 +347,49 @@ async def test_who_is_stopped_in_the_middle_of_a_move_for_too_long_takes_nothing
     assert nothing_is_held(old, new)
 
 
+async def test_who_loses_the_one_lock_while_it_waits_for_the_other_begins_again(pair: Pair) -> None:
+    old, new = pair
+    backend = MigratingBackend(old, new, moves=False)
+
+    async def append() -> None:
+        async with hold(backend, create=True, lease=0.01) as held:
+            assert isinstance(held.record, Record)
+            await held.commit(held.record.payload + b" and mine", now=NOW)
+            assert held.waited > 0
+
+    async with asyncio.TaskGroup() as tasks, hold(new, create=True):
+        tasks.create_task(append())
+        await until(lambda: new.statistics().waiting == 1)
+        async with hold(old, create=True) as held:  # by a process that knows no other, once the lease is over
+            await held.commit(b"theirs", now=NOW)
+    found = await backend.read(KEY)
+    assert found == Record(b"theirs and mine", 2, NOW, NOW)
+    assert nothing_is_held(old, new)
+
+
+async def test_who_loses_the_one_lock_of_a_name_while_it_waits_for_the_other_begins_again(pair: Pair) -> None:
+    old, new = pair
+    backend, inside = MigratingBackend(old, new), 0
+
+    async def enter() -> None:
+        nonlocal inside
+        async with hold_name(backend, "a", lease=0.01) as held:
+            inside += 1
+            assert held.waited > 0
+            await held.check()
+
+    async with asyncio.TaskGroup() as tasks, AsyncExitStack() as of_new:
+        await of_new.enter_async_context(hold_name(new, "a"))
+        tasks.create_task(enter())
+        await until(lambda: new.statistics().waiting == 1)
+        async with hold_name(old, "a"):
+            await of_new.aclose()
+            await until(lambda: old.statistics().waiting == 1)
+            assert inside == 0
+    assert inside == 1
+    assert nothing_is_held(old, new)
+
+
 class Stores(NamedTuple):
     """What processes of each round of a migration use, over the same files."""
 
@@ -394,6 +437,7 @@ async def test_processes_of_two_rounds_lose_no_update(stores: Stores) -> None:
 async def test_processes_of_two_rounds_begin_a_session_of_one_name_once(stores: Stores) -> None:
     async def begin(store: SessionStore, name: str) -> None:
         async with store.open(name, create=True) as session:
+            await asyncio.sleep(0)
             session["n"] = session.get("n", 0) + 1
 
     for number in range(20):
