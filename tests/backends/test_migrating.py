@@ -11,7 +11,15 @@ from typing import Any, NamedTuple
 
 import pytest
 
-from asyncsess import LockLostError, LockTimeoutError, SessionNotFoundError, SessionStore, StoreError, rules
+from asyncsess import (
+    DeadlockError,
+    LockLostError,
+    LockTimeoutError,
+    SessionNotFoundError,
+    SessionStore,
+    StoreError,
+    rules,
+)
 from asyncsess.backends.base import Backend, Record, Tombstone
 from asyncsess.backends.file import FileBackend
 from asyncsess.backends.memory import MemoryBackend
@@ -581,6 +589,32 @@ async def test_a_key_is_listed_once_also_while_it_is_moved(pair: Pair) -> None:
     assert sorted(found) == [KEY, OTHER_KEY]
 
 
+async def test_a_ring_is_told_that_is_made_of_locks_in_both_backends(pair: Pair) -> None:
+    backend, told = MigratingBackend(*pair), list[str]()
+    await put_record(backend)
+    has_the_name, has_the_key = asyncio.Event(), asyncio.Event()
+
+    async def first() -> None:
+        async with hold_name(backend, "a"):
+            has_the_name.set()
+            await has_the_key.wait()
+            await look(backend, [])
+
+    async def second() -> None:
+        await has_the_name.wait()
+        async with hold(backend):
+            has_the_key.set()
+            await until(lambda: backend.statistics().waiting == 1)
+            try:
+                await hold_name(backend, "a").__aenter__()
+            except DeadlockError:
+                told.append("second")
+
+    await asyncio.gather(first(), second())
+    assert told == ["second"]
+    assert nothing_is_held(backend, *pair)
+
+
 async def test_an_access_is_noted_wherever_the_session_is(pair: Pair) -> None:
     backend = MigratingBackend(*pair)
     await put_record(pair[0])
@@ -599,7 +633,9 @@ async def test_both_are_asked_for_members_and_statistics_and_swept(pair: Pair) -
     assert await backend.members(GROUP) == {keys[0]: 1.0}
     for each, key in zip(pair, keys, strict=False):
         async with create(each, key=key):
-            assert backend.statistics().holding == 1
+            pass
+    async with hold_name(backend, "a"):  # in both, but it is one
+        assert backend.statistics().holding == 1
     assert await backend.delete_expired(Expiry(1.0), now=NOW + 1) == 2
 
 

@@ -12,6 +12,7 @@ from typing import Final
 from asyncsess.backends.base import Backend, BackendStatistics, Found, Record
 from asyncsess.backends.migrating.held import MigratingHeld, MigratingHeldName, Route
 from asyncsess.backends.migrating.places import is_in_old, unless_moved
+from asyncsess.backends.turns import Turns
 from asyncsess.errors import CorruptSessionError, Holder
 from asyncsess.expiry import Expiry
 
@@ -57,7 +58,8 @@ class MigratingBackend:
     def __init__(self, old: Backend, new: Backend, *, moves: bool = True) -> None:
         self.old = old
         self.new = new
-        self._route = Route(old, new, moves)
+        self._turns = Turns()
+        self._route = Route(old, new, moves, self._turns)
 
     def __repr__(self) -> str:
         return f"<MigratingBackend from {self.old!r} to {self.new!r}>"
@@ -71,6 +73,7 @@ class MigratingBackend:
 
     async def aclose(self) -> None:
         async with AsyncExitStack() as stack:  # the one is closed whatever becomes of the other
+            stack.callback(self._turns.take_back)
             stack.push_async_callback(self.new.aclose)
             stack.push_async_callback(self.old.aclose)
 
@@ -135,8 +138,8 @@ class MigratingBackend:
     def statistics(self) -> BackendStatistics:
         old, new = self.old.statistics(), self.new.statistics()
         return BackendStatistics(
-            holding=old.holding + new.holding,
-            waiting=old.waiting + new.waiting,
+            holding=self._turns.holding,  # which may be held in both
+            waiting=self._turns.waiting + old.waiting + new.waiting,
             corrupt=old.corrupt + new.corrupt,
             io_switches=old.io_switches + new.io_switches,
         )

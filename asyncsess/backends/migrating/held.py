@@ -4,28 +4,45 @@ from __future__ import annotations
 
 import time
 from abc import ABC, abstractmethod
+from collections.abc import Sequence
 from contextlib import AsyncExitStack
 from types import TracebackType
 from typing import NamedTuple, Self
 
-from asyncsess.backends.base import Backend, Found, Held, HeldName, Record, Tombstone
+from asyncsess.backends.base import Backend, Found, Held, HeldName, Hold, Record, Tombstone
 from asyncsess.backends.migrating.places import is_in_old, is_moved, moved, unless_moved
+from asyncsess.backends.turns import Turn, Turns, boot_time
 from asyncsess.errors import Holder, LockLostError, LockTimeoutError, StoreError
 
 
 class Route(NamedTuple):
-    """From where to where sessions go, and whether they do yet."""
+    """From where to where sessions go, and whether they do yet.
+
+    Attributes:
+        old, new: The backends.
+        moves: Whether they do.
+        turns: The queues of this process before both, in which it shows who waits for whom.
+    """
 
     old: Backend
     new: Backend
     moves: bool
+    turns: Turns
 
 
 class _Hold(ABC):
-    """What it takes to hold something in two backends, one after the other."""
+    """What it takes to hold something in two backends, one after the other: first the turn in this process.
 
-    def __init__(self, route: Route, key: str, *, timeout: float, holder: Holder, lease: float) -> None:
-        self._old, self._new, self._moves = route
+    Args:
+        route: Between which backends.
+        key, timeout, holder, lease: As `Backend.hold`.
+        line: The queue of this process.
+    """
+
+    def __init__(self, route: Route, key: str, *, line: str, timeout: float, holder: Holder, lease: float) -> None:
+        self._old, self._new, self._moves, self._turns = route
+        self._turn: Turn | None = None
+        self._line = line
         self._key = key
         self._timeout = timeout
         self._holder = holder
@@ -38,20 +55,48 @@ class _Hold(ABC):
     async def __aenter__(self) -> Self:
         started = time.monotonic()
         self._until = started + self._timeout
+        self._turn = turn = await self._turns.take(self._line, timeout=self._timeout, holder=self._holder)
         try:
+            turn.deadline = boot_time() + self._lease  # also for who hangs on the way: the locks are what counts
             while not await self._attempt():
                 self._has_waited = True
         except LockTimeoutError as error:
+            self._give_back()
             waited = time.monotonic() - started
             raise LockTimeoutError(waited, error.holder, ahead=error.ahead, state=error.state) from None
+        except BaseException:
+            self._give_back()
+            raise
+        turn.deadline = boot_time() + self._lease
         if self._has_waited:
+            turn.begins()
+        if self._has_waited or turn.has_waited:
             self.waited = time.monotonic() - started
         return self
 
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
-        await self._holds.__aexit__(kind, error, traceback)
+        try:
+            await self._holds.__aexit__(kind, error, traceback)
+        finally:
+            self._give_back()
+
+    @property
+    def is_contended(self) -> bool:
+        has_waiters = self._turn is not None and self._turns.has_waiters(self._turn)
+        return has_waiters or any(held.is_contended for held in self._all())
+
+    async def renew(self, lease: float) -> None:
+        for held in self._all():
+            await held.renew(lease)
+        if self._turn is not None:
+            self._turn.deadline = boot_time() + lease
+
+    def _give_back(self) -> None:
+        turn, self._turn = self._turn, None
+        if turn is not None:
+            self._turns.give_back(turn)
 
     async def _attempt(self) -> bool:
         """Hold it; or nothing, if others have taken over the one while this waited for the other."""
@@ -64,6 +109,10 @@ class _Hold(ABC):
 
     def _left(self) -> float:
         return max(0.0, self._until - time.monotonic())
+
+    @abstractmethod
+    def _all(self) -> Sequence[Hold]:
+        """Return what is held."""
 
     @abstractmethod
     async def _enter(self, olds: AsyncExitStack, news: AsyncExitStack) -> None:
@@ -93,7 +142,7 @@ class MigratingHeld(_Hold):
         create: bool = False,
         first: Record | None = None,
     ) -> None:
-        super().__init__(route, key, timeout=timeout, holder=holder, lease=lease)
+        super().__init__(route, key, line=key, timeout=timeout, holder=holder, lease=lease)
         self._create = create
         self._first = first
 
@@ -101,21 +150,21 @@ class MigratingHeld(_Hold):
     def record(self) -> Found:
         return self._held.record
 
-    @property
-    def is_contended(self) -> bool:
-        return self._held.is_contended
-
-    async def renew(self, lease: float) -> None:
-        await self._held.renew(lease)
-
     async def commit(self, payload: bytes, *, now: float, is_last: bool = False) -> Record:
         return await self._held.commit(payload, now=now, is_last=is_last)
 
     async def delete(self, tombstone: Tombstone | None = None) -> None:
         await self._held.delete(tombstone)
+        self._give_back()
 
     async def release(self, *, now: float) -> None:
-        await self._held.release(now=now)
+        try:
+            await self._held.release(now=now)
+        finally:
+            self._give_back()
+
+    def _all(self) -> tuple[Held]:
+        return (self._held,)
 
     async def _enter(self, olds: AsyncExitStack, news: AsyncExitStack) -> None:
         if self._first is not None:
@@ -217,24 +266,19 @@ class MigratingHeldName(_Hold):
     _both: tuple[HeldName, HeldName]
 
     def __init__(self, route: Route, key: str, name: str, *, timeout: float, holder: Holder, lease: float) -> None:
-        super().__init__(route, key, timeout=timeout, holder=holder, lease=lease)
+        super().__init__(route, key, line=f"{key}:{name}", timeout=timeout, holder=holder, lease=lease)
         self._name = name
 
     @property
     def was_late(self) -> bool:
         return any(held.was_late for held in self._both)
 
-    @property
-    def is_contended(self) -> bool:
-        return any(held.is_contended for held in self._both)
-
-    async def renew(self, lease: float) -> None:
-        for held in self._both:
-            await held.renew(lease)
-
     async def check(self) -> None:
         for held in self._both:
             await held.check()
+
+    def _all(self) -> tuple[HeldName, HeldName]:
+        return self._both
 
     async def _enter(self, olds: AsyncExitStack, news: AsyncExitStack) -> None:
         old = await self._take_in(self._old, olds)
