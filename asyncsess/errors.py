@@ -134,7 +134,7 @@ class LockTimeoutError(SessionError, TimeoutError):
         self.waited = waited
         self.ahead = ahead
         self.holder = holder
-        self.state = state
+        self.state: HolderState | None = state
 
 
 class LockLostError(SessionError):

@@ -1,4 +1,4 @@
-"""What a tombstone says: that a session was destroyed, or under which other id it lives on. Pure functions.
+"""What a tombstone says: that a session was destroyed, or moved, or under which other id it lives on. Pure functions.
 
 No id lies on the disk, so the successor's is sealed: with a pad and a tag that only the predecessor's id gives. Each is
 the BLAKE2b (RFC 7693) of that id with a salt that is used once.
@@ -14,6 +14,7 @@ from typing import Final, NamedTuple
 
 _HEAD: Final = struct.Struct("<d16s16s")
 _DEATH: Final = struct.Struct("<d")
+_MOVED: Final = b"moved"
 _SALT_LENGTH: Final = 16
 _TAG_LENGTH: Final = 16
 
@@ -36,6 +37,16 @@ class Succession(NamedTuple):
 def destroyed(at: float) -> bytes:
     """Return what stands for a session that was destroyed at a time of the store's clock."""
     return _DEATH.pack(at)
+
+
+def moved(at: float) -> bytes:
+    """Return what stands for a session that lives on in another store; to those who know only this one, it is dead."""
+    return _DEATH.pack(at) + _MOVED
+
+
+def is_moved(note: bytes) -> bool:
+    """Tell whether a session lives on in another store."""
+    return note[_DEATH.size :] == _MOVED
 
 
 def is_succession(note: bytes) -> bool:

@@ -191,9 +191,27 @@ class Backend(Protocol):
         ...
 
     def create(
-        self, key: str, payload: bytes, *, created_at: float, now: float, holder: Holder, lease: float = math.inf
+        self,
+        key: str,
+        payload: bytes,
+        *,
+        created_at: float,
+        now: float,
+        holder: Holder,
+        lease: float = math.inf,
+        version: int = 1,
     ) -> AbstractAsyncContextManager[Held]:
-        """Store version 1 under a fresh key and hold it. A session that gets a new key keeps its ``created_at``.
+        """Store the first version under a fresh key and hold it.
+
+        Args:
+            key: The key.
+            payload: What the codec sealed.
+            created_at: When the session began; one that gets a new key keeps this.
+            now: When it was last used.
+            holder: As `hold`.
+            lease: As `hold`.
+            version: Another number than 1 for a session that comes from another backend, so that nobody sees it go
+                back.
 
         Raises:
             StoreError: The key has a record or a tombstone, which stays as it is: no id is handed out twice.

@@ -50,9 +50,17 @@ class MemoryBackend:
         return _MemoryHeld(self, key, timeout, lease, holder)
 
     def create(
-        self, key: str, payload: bytes, *, created_at: float, now: float, holder: Holder, lease: float = math.inf
+        self,
+        key: str,
+        payload: bytes,
+        *,
+        created_at: float,
+        now: float,
+        holder: Holder,
+        lease: float = math.inf,
+        version: int = 1,
     ) -> _MemoryHeld:
-        return _MemoryHeld(self, key, 0.0, lease, holder, first=Record(payload, 1, created_at, now))
+        return _MemoryHeld(self, key, 0.0, lease, holder, first=Record(payload, version, created_at, now))
 
     def hold_name(
         self, key: str, name: str, *, timeout: float, holder: Holder, lease: float = math.inf

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import gc
+import weakref
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -287,3 +289,17 @@ async def test_sessions_go_on_where_a_sentinel_says(tmp_path: Path) -> None:
             assert await stored(store, session_id) == {"n": 1}
         for client in watcher.sentinels:
             await client.aclose()
+
+
+async def test_an_event_loop_that_has_ended_is_let_go(redis_url: str, prefix: str) -> None:
+    backend = RemoteBackend(RedisEngine(redis_url, prefix=prefix))
+    loops: list[weakref.ref[asyncio.AbstractEventLoop]] = []
+
+    async def read() -> None:
+        loops.append(weakref.ref(asyncio.get_running_loop()))
+        await backend.read(KEY)
+
+    await asyncio.to_thread(asyncio.run, read())
+    gc.collect()
+    assert loops[0]() is None
+    await backend.aclose()

@@ -82,9 +82,17 @@ class FileBackend:
         return FileHeld(self._files, self._turns, key, timeout=timeout, lease=lease, holder=holder, create=create)
 
     def create(
-        self, key: str, payload: bytes, *, created_at: float, now: float, holder: Holder, lease: float = math.inf
+        self,
+        key: str,
+        payload: bytes,
+        *,
+        created_at: float,
+        now: float,
+        holder: Holder,
+        lease: float = math.inf,
+        version: int = 1,
     ) -> FileHeld:
-        first = Record(payload, 1, created_at, now)
+        first = Record(payload, version, created_at, now)
         return FileHeld(self._files, self._turns, key, timeout=0.0, lease=lease, holder=holder, first=first)
 
     def hold_name(self, key: str, name: str, *, timeout: float, holder: Holder, lease: float = math.inf) -> NameLock:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from typing import Any, Final
 
@@ -35,6 +35,7 @@ class Connections:
         client: The client.
         channels: What the names of the channels begin with where processes are told of locks.
         ours: The clients that are closed with this.
+        ended: Called when they have ended.
 
     Attributes:
         slots: How many commands may be under way.
@@ -42,21 +43,20 @@ class Connections:
         is_listening: Whether this process can be told of locks, and is seen to be alive.
     """
 
-    def __init__(self, client: Client, channels: str, ours: Sequence[Client] = ()) -> None:
+    def __init__(self, client: Client, channels: str, ours: Sequence[Client], ended: Callable[[], object]) -> None:
         self.client = client
         self.is_checked = False
         self.slots = asyncio.Semaphore(MOST_AT_ONCE)
         self._channels = channels
         self._ours = ours
+        self._ended = ended
         self._told: dict[str, asyncio.Event] = {}
-        self._listener: asyncio.Task[None] | None = None
+        self._listener = asyncio.create_task(self._listen(), name="asyncsess listener")
         self.is_listening = False
         self._waiters: list[asyncio.Future[None]] = []
 
     async def listen(self) -> None:
         """Return once this process can be told of locks, and is seen to be alive; raise if it just failed to be."""
-        if self._listener is None or self._listener.done():
-            self._listener = asyncio.create_task(self._listen(), name="asyncsess listener")
         if not self.is_listening:
             waiter = asyncio.get_running_loop().create_future()
             self._waiters.append(waiter)
@@ -125,9 +125,11 @@ class Connections:
                 await asyncio.sleep(pause)
                 pause = min(2 * pause, _LONGEST_PAUSE)
         finally:
+            self._ended()
             self.is_listening = False
             self._settle(ConnectionError("the channel of locks was closed"))
-            await self._close_ours()
+            for client in self._ours:
+                await client.aclose()
 
     def _settle(self, error: Exception | None) -> None:
         """Tell those who want this to listen how it went."""
@@ -164,14 +166,6 @@ class Connections:
 
     async def close(self) -> None:
         """Give the connections back."""
-        listener, self._listener = self._listener, None
-        if listener is not None:
-            while not listener.done():  # a cancellation may get lost in a client's `asyncio.wait_for`
-                listener.cancel()
-                await asyncio.wait([listener], timeout=_LONGEST_PAUSE)
-        else:
-            await self._close_ours()
-
-    async def _close_ours(self) -> None:
-        for client in self._ours:
-            await client.aclose()
+        while not self._listener.done():  # a cancellation may get lost in a client's `asyncio.wait_for`
+            self._listener.cancel()
+            await asyncio.wait([self._listener], timeout=_LONGEST_PAUSE)

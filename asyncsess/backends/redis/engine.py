@@ -7,6 +7,7 @@ import math
 import weakref
 from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
+from functools import partial
 from secrets import token_hex
 from typing import Any, Final
 
@@ -242,7 +243,8 @@ class RedisEngine:
         if here is None:
             ours = connect(self._server) if isinstance(self._server, str) else ()
             client = ours[0] if isinstance(self._server, str) else self._server
-            here = Connections(client, f"{self._prefix}p:", ours)
+            ended = partial(self._connections.pop, loop, None)  # else they would keep their loop alive
+            here = Connections(client, f"{self._prefix}p:", ours, ended)
             self._connections[loop] = here
         if not here.is_checked:
             await check_server(here.client)

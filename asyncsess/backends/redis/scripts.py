@@ -242,8 +242,9 @@ CREATE: Final = Script(
     _PUT,
     """
 local head, mark = ARGV[6], ARGV[7]
+local _, _, _, version = head_of(head)
 local before = stored()
-if before then return is_mine and was_stored(before, 1, mark) or 0 end
+if before then return is_mine and was_stored(before, version, mark) or 0 end
 if state and not is_mine then return 0 end
 put(head, mark, ARGV[8], nil, tonumber(ARGV[9]), tonumber(ARGV[10]))
 grant(now(), tonumber(ARGV[4]), 0, ARGV[5])

@@ -56,10 +56,18 @@ class RemoteBackend:
         return RemoteHeld(self._open_lines(), claim, timeout)
 
     def create(
-        self, key: str, payload: bytes, *, created_at: float, now: float, holder: Holder, lease: float = math.inf
+        self,
+        key: str,
+        payload: bytes,
+        *,
+        created_at: float,
+        now: float,
+        holder: Holder,
+        lease: float = math.inf,
+        version: int = 1,
     ) -> RemoteHeld:
         claim = Claim(key, None, process.token(), located(holder), lease, True)
-        first = Record(payload, 1, created_at, now)
+        first = Record(payload, version, created_at, now)
         return RemoteHeld(self._open_lines(), claim, 0.0, first=first)
 
     def hold_name(

@@ -19,9 +19,18 @@ NOW: Final = 1_700_000_000.0
 Holding = AbstractAsyncContextManager[Held]
 
 
-def create(backend: Backend, payload: bytes = b"payload", key: str = KEY, now: float = NOW) -> Holding:
+def create(
+    backend: Backend,
+    payload: bytes = b"payload",
+    key: str = KEY,
+    now: float = NOW,
+    *,
+    created_at: float | None = None,
+    version: int = 1,
+) -> Holding:
     """Create a record as the contract does."""
-    return backend.create(key, payload, created_at=now, now=now, holder=_holder("the maker"))
+    begun_at = now if created_at is None else created_at
+    return backend.create(key, payload, created_at=begun_at, now=now, holder=_holder("the maker"), version=version)
 
 
 def hold(

@@ -47,6 +47,17 @@ class RecordContract:
             assert await backend.read(KEY) == Record(b"theirs", 1, NOW, NOW)
         await look(other, [], timeout=1.0)  # the lock is free
 
+    async def test_a_session_that_comes_from_elsewhere_goes_on_from_its_version(
+        self, backend: Backend, other: Backend
+    ) -> None:
+        async with create(backend, b"seventh", now=NOW + 9, created_at=NOW, version=7) as held:
+            seventh = Record(b"seventh", 7, NOW, NOW + 9)
+            assert [held.record, await backend.read(KEY), await other.read(KEY)] == [seventh] * 3
+            assert await held.commit(b"eighth", now=NOW + 10) == Record(b"eighth", 8, NOW, NOW + 10)
+        async with hold(other) as held:
+            await held.commit(b"ninth" * 1000, now=NOW + 11)
+        assert await backend.read(KEY) == Record(b"ninth" * 1000, 9, NOW, NOW + 11)
+
     async def test_keys_are_those_that_have_a_record(self, backend: Backend, other: Backend) -> None:
         await put(backend)
         await put(backend, key=OTHER_KEY, now=1.0)

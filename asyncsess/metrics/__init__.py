@@ -1,0 +1,1 @@
+"""Hooks that count what a store tells: for OpenTelemetry, and for Prometheus."""
