@@ -11,7 +11,7 @@ from typing import Any, Final
 from redis.exceptions import NoScriptError, RedisError
 
 from asyncsess.backends.redis import scripts
-from asyncsess.backends.redis.clients import MOST_AT_ONCE, Client, is_cluster
+from asyncsess.backends.redis.clients import MOST_AT_ONCE, Client, check_server, is_cluster
 from asyncsess.backends.redis.scripts import Script
 from asyncsess.backends.remote.lines import process
 
@@ -39,21 +39,30 @@ class Connections:
 
     Attributes:
         slots: How many commands may be under way.
-        is_checked: Whether it was seen that the server is fit for sessions.
+        is_open: Whether it was seen that the server is fit for sessions.
         is_listening: Whether this process can be told of locks, and is seen to be alive.
     """
 
     def __init__(self, client: Client, channels: str, ours: Sequence[Client], ended: Callable[[], object]) -> None:
         self.client = client
-        self.is_checked = False
+        self.is_open = False
+        self._opening = asyncio.Lock()
         self.slots = asyncio.Semaphore(MOST_AT_ONCE)
         self._channels = channels
         self._ours = ours
         self._ended = ended
         self._told: dict[str, asyncio.Event] = {}
-        self._listener = asyncio.create_task(self._listen(), name="asyncsess listener")
+        self._listener: asyncio.Task[None] | None = None
         self.is_listening = False
         self._waiters: list[asyncio.Future[None]] = []
+
+    async def open(self) -> None:
+        """See whether the server is fit for sessions, and begin to listen."""
+        async with self._opening:
+            if not self.is_open:
+                await check_server(self.client)
+                self._listener = asyncio.create_task(self._listen(), name="asyncsess listener")
+                self.is_open = True
 
     async def listen(self) -> None:
         """Return once this process can be told of locks, and is seen to be alive; raise if it just failed to be."""
@@ -125,11 +134,9 @@ class Connections:
                 await asyncio.sleep(pause)
                 pause = min(2 * pause, _LONGEST_PAUSE)
         finally:
-            self._ended()
             self.is_listening = False
             self._settle(ConnectionError("the channel of locks was closed"))
-            for client in self._ours:
-                await client.aclose()
+            await self._end()
 
     def _settle(self, error: Exception | None) -> None:
         """Tell those who want this to listen how it went."""
@@ -166,6 +173,14 @@ class Connections:
 
     async def close(self) -> None:
         """Give the connections back."""
+        if self._listener is None:
+            await self._end()
+            return
         while not self._listener.done():  # a cancellation may get lost in a client's `asyncio.wait_for`
             self._listener.cancel()
             await asyncio.wait([self._listener], timeout=_LONGEST_PAUSE)
+
+    async def _end(self) -> None:
+        self._ended()
+        for client in self._ours:
+            await client.aclose()

@@ -15,7 +15,7 @@ from redis.exceptions import ResponseError
 
 from asyncsess.backends.base import Found, Record, Tombstone
 from asyncsess.backends.redis import layout, scripts
-from asyncsess.backends.redis.clients import Client, check_client, check_server, connect, timeout_of
+from asyncsess.backends.redis.clients import Client, check_client, connect, timeout_of
 from asyncsess.backends.redis.connections import FAILURES, Connections
 from asyncsess.backends.redis.masses import each
 from asyncsess.backends.redis.scripts import Script
@@ -246,9 +246,8 @@ class RedisEngine:
             ended = partial(self._connections.pop, loop, None)  # else they would keep their loop alive
             here = Connections(client, f"{self._prefix}p:", ours, ended)
             self._connections[loop] = here
-        if not here.is_checked:
-            await check_server(here.client)
-            here.is_checked = True
+        if not here.is_open:
+            await here.open()
         return here
 
     async def _run(self, script: Script, claim: Claim, *args: Any) -> Any:
