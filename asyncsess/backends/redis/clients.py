@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, Final, NamedTuple
 from urllib.parse import SplitResult, urlsplit
 
@@ -77,13 +77,15 @@ def _without_password(parts: SplitResult) -> str:
     return parts._replace(netloc=parts.netloc.rpartition("@")[2]).geturl()
 
 
-def connect(url: str) -> tuple[Client, ...]:
-    """Return a client that tries a command three times when it loses its connection, and others that it needs.
+def connect(server: str | Client) -> tuple[Client, Sequence[Client]]:
+    """Return a client, and which ones are ours to close; one of ours tries a command again if its connection breaks.
 
     It does not stop waiting for a slow server by itself: it would do so with ``asyncio.wait_for``, in which a
     cancellation can get lost before Python 3.12.
     """
-    address, timeout = parse(url), timeout_of(url)
+    if not isinstance(server, str):
+        return server, ()
+    address, timeout = parse(server), timeout_of(server)
     options = address.options | {
         "max_connections": MOST_AT_ONCE + 1,  # for the listener
         "socket_timeout": None,
@@ -94,11 +96,14 @@ def connect(url: str) -> tuple[Client, ...]:
     retry = Retry(ExponentialBackoff(cap=0.5, base=0.05), 2, supported_errors=(LostConnectionError,))
     if address.kind == "cluster":
         nodes = [ClusterNode(host, port) for host, port in address.hosts]
-        return (RedisCluster(startup_nodes=nodes, **plain, ssl=address.is_encrypted),)
+        cluster = RedisCluster(startup_nodes=nodes, **plain, ssl=address.is_encrypted)
+        return cluster, [cluster]
     if address.kind == "sentinel":
         watcher = Sentinel(address.hosts, socket_connect_timeout=timeout)  # type: ignore[no-untyped-call]
-        return watcher.master_for(address.service, retry=retry, **plain, ssl=address.is_encrypted), *watcher.sentinels
-    return (Redis.from_pool(ConnectionPool(**options, retry=retry)),)
+        first: Redis = watcher.master_for(address.service, retry=retry, **plain, ssl=address.is_encrypted)
+        return first, [first, *watcher.sentinels]
+    client = Redis.from_pool(ConnectionPool(**options, retry=retry))
+    return client, [client]
 
 
 def timeout_of(server: str | Client) -> float:

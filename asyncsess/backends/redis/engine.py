@@ -241,8 +241,7 @@ class RedisEngine:
         loop = asyncio.get_running_loop()
         here = self._connections.get(loop)
         if here is None:
-            ours = connect(self._server) if isinstance(self._server, str) else ()
-            client = ours[0] if isinstance(self._server, str) else self._server
+            client, ours = connect(self._server)
             ended = partial(self._connections.pop, loop, None)  # else they would keep their loop alive
             here = Connections(client, f"{self._prefix}p:", ours, ended)
             self._connections[loop] = here

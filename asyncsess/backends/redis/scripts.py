@@ -22,6 +22,8 @@ from __future__ import annotations
 from hashlib import sha1
 from typing import Final
 
+from asyncsess.backends.redis import lua
+
 UNKNOWN: Final = 2  # an answer to a commit
 
 
@@ -40,123 +42,16 @@ class Script:
         self.digest = sha1(self.text.encode(), usedforsecurity=False).hexdigest()
 
 
-# Locks are taken and given back, and sessions deleted, also on a server whose memory is full.
-_ALWAYS: Final = "#!lua flags=allow-oom\n"
-_UNLESS_FULL: Final = "#!lua\n"
-
-_KEYS: Final = """
-local record, lock, queue = KEYS[1], KEYS[2], KEYS[3]
-local token, channel, is_cluster = ARGV[1], ARGV[2], ARGV[3] == '1'
-"""
-
-_LOCK: Final = """
-local state = redis.call('GET', lock)
-local is_mine = state and string.sub(state, 1, #token + 1) == token .. ' '
-"""
-
-_NOW: Final = """
-local function now()
-  local time = redis.call('TIME')
-  return time[1] * 1000 + math.floor(time[2] / 1000)
-end
-"""
-
-_TELL: Final = """
-local function channel_of(claim)
-  return channel .. string.match(claim, '^[^.]*')
-end
-
-local function is_told(claim)
-  return redis.call('PUBLISH', channel_of(claim), claim .. ' ' .. lock) > 0 or is_cluster
-end
-
-local function hand_on()
-  local first = redis.call('ZRANGE', queue, 0, 0)[1]
-  while first do
-    redis.call('ZREM', queue, first)
-    if is_told(first) then
-      redis.call('SET', lock, '>' .. first .. ' ' .. now() + 1000, 'PX', 60000)
-      return
-    end
-    first = redis.call('ZRANGE', queue, 0, 0)[1]
-  end
-  redis.call('DEL', lock)
-end
-"""
-
-_GRANT: Final = """
-local function grant(at, lease, gone, holder)
-  local deadline, left = 0, 86400000
-  if lease >= 0 then deadline, left = at + lease, left + lease end
-  redis.call('SET', lock, token .. ' ' .. deadline .. ' ' .. gone .. ' ' .. holder, 'PX', left)
-end
-"""
-
-# `left` tells for how many milliseconds a record lives on, -1 for ever.
-_FOUND: Final = """
-local function head_of(data)
-  return struct.unpack('>Bddd', data)
-end
-
-local function stored()
-  local before = redis.call('GETRANGE', record, 0, 56)
-  if #before == 57 then return before end
-end
-
-local function left(created_at, accessed_at, idle, lifetime)
-  local seconds = -1
-  if idle >= 0 then seconds = idle end
-  if lifetime >= 0 then
-    local rest = created_at + lifetime - accessed_at
-    if seconds < 0 or rest < seconds then seconds = rest end
-  end
-  if idle < 0 and lifetime < 0 then return -1 end
-  return math.max(1, math.ceil(seconds * 1000))
-end
-"""
-
-# `was_stored` tells whether a version is that of a mark; `UNKNOWN` if it is too long ago.
-_PUT: Final = """
-local function was_stored(before, version, mark)
-  if not before then return 0 end
-  local _, _, _, newest = head_of(before)
-  local since = newest - version
-  if since < 0 then return 0 end
-  if since > 3 then return 2 end
-  return string.sub(before, 26 + 8 * since, 33 + 8 * since) == mark and 1 or 0
-end
-
-local function put(head, mark, payload, before, idle, lifetime)
-  local marks = before and string.sub(before, 26, 49) or string.rep('\\0', 24)
-  local _, created_at, accessed_at = head_of(head)
-  local lives = left(created_at, accessed_at, idle, lifetime)
-  local data = head .. mark .. marks .. payload
-  if lives > 0 then redis.call('SET', record, data, 'PX', lives) else redis.call('SET', record, data) end
-end
-"""
-
-_TOUCH: Final = """
-local function touch(at, idle, lifetime)
-  local before = stored()
-  if not before then return end
-  local kind, created_at, accessed_at = head_of(before)
-  if kind ~= 1 or accessed_at >= at then return end
-  redis.call('SETRANGE', record, 9, struct.pack('>d', at))
-  local lives = left(created_at, at, idle, lifetime)
-  if lives > 0 then redis.call('PEXPIRE', record, lives) end
-end
-"""
-
 TAKE: Final = Script(
-    _ALWAYS,
-    _KEYS,
+    lua.ALWAYS,
+    lua.KEYS,
     """
 local lease, holder, is_name, create = tonumber(ARGV[4]), ARGV[5], ARGV[6] == '1', ARGV[7] == '1'
 """,
-    _LOCK,
-    _NOW,
-    _TELL,
-    _GRANT,
+    lua.LOCK,
+    lua.NOW,
+    lua.TELL,
+    lua.GRANT,
     """
 local function is_there(claim)
   return is_cluster or redis.call('PUBSUB', 'NUMSUB', channel_of(claim))[2] > 0
@@ -221,11 +116,11 @@ return {1, was_late and 1 or 0, found}
 )
 
 LEAVE: Final = Script(
-    _ALWAYS,
-    _KEYS,
-    _LOCK,
-    _NOW,
-    _TELL,
+    lua.ALWAYS,
+    lua.KEYS,
+    lua.LOCK,
+    lua.NOW,
+    lua.TELL,
     """
 redis.call('ZREM', queue, token)
 if is_mine or (state and string.sub(state, 1, #token + 2) == '>' .. token .. ' ') then hand_on() end
@@ -233,13 +128,13 @@ if is_mine or (state and string.sub(state, 1, #token + 2) == '>' .. token .. ' '
 )
 
 CREATE: Final = Script(
-    _UNLESS_FULL,
-    _KEYS,
-    _LOCK,
-    _NOW,
-    _GRANT,
-    _FOUND,
-    _PUT,
+    lua.UNLESS_FULL,
+    lua.KEYS,
+    lua.LOCK,
+    lua.NOW,
+    lua.GRANT,
+    lua.FOUND,
+    lua.PUT,
     """
 local head, mark = ARGV[6], ARGV[7]
 local _, _, _, version = head_of(head)
@@ -253,13 +148,13 @@ return 1
 )
 
 COMMIT: Final = Script(
-    _UNLESS_FULL,
-    _KEYS,
-    _LOCK,
-    _NOW,
-    _TELL,
-    _FOUND,
-    _PUT,
+    lua.UNLESS_FULL,
+    lua.KEYS,
+    lua.LOCK,
+    lua.NOW,
+    lua.TELL,
+    lua.FOUND,
+    lua.PUT,
     """
 local head, mark = ARGV[4], ARGV[5]
 local _, _, _, version = head_of(head)
@@ -273,12 +168,12 @@ return 1
 )
 
 DELETE: Final = Script(
-    _ALWAYS,
-    _KEYS,
-    _LOCK,
-    _NOW,
-    _TELL,
-    _FOUND,
+    lua.ALWAYS,
+    lua.KEYS,
+    lua.LOCK,
+    lua.NOW,
+    lua.TELL,
+    lua.FOUND,
     """
 local mark, until_at, note, stands = ARGV[4], tonumber(ARGV[5]), ARGV[6], tonumber(ARGV[7])
 local before = stored()
@@ -297,13 +192,13 @@ return 1
 )
 
 RELEASE: Final = Script(
-    _ALWAYS,
-    _KEYS,
-    _LOCK,
-    _NOW,
-    _TELL,
-    _FOUND,
-    _TOUCH,
+    lua.ALWAYS,
+    lua.KEYS,
+    lua.LOCK,
+    lua.NOW,
+    lua.TELL,
+    lua.FOUND,
+    lua.TOUCHING,
     """
 if not is_mine then return 0 end
 if ARGV[4] ~= '' then touch(tonumber(ARGV[4]), tonumber(ARGV[5]), tonumber(ARGV[6])) end
@@ -313,10 +208,10 @@ return 1
 )
 
 TOUCH: Final = Script(
-    _ALWAYS,
-    _KEYS,
-    _FOUND,
-    _TOUCH,
+    lua.ALWAYS,
+    lua.KEYS,
+    lua.FOUND,
+    lua.TOUCHING,
     """
 local state = redis.call('GET', lock)
 if not state or string.sub(state, 1, 1) == '>' then touch(tonumber(ARGV[4]), tonumber(ARGV[5]), tonumber(ARGV[6])) end
@@ -324,11 +219,11 @@ if not state or string.sub(state, 1, 1) == '>' then touch(tonumber(ARGV[4]), ton
 )
 
 RENEW: Final = Script(
-    _ALWAYS,
-    _KEYS,
-    _LOCK,
-    _NOW,
-    _GRANT,
+    lua.ALWAYS,
+    lua.KEYS,
+    lua.LOCK,
+    lua.NOW,
+    lua.GRANT,
     """
 if not is_mine then return 0 end
 local gone, holder = string.match(state, '^%S+ %S+ (%S+) (.*)$')
@@ -337,12 +232,12 @@ return 1
 """,
 )
 
-CHECK: Final = Script(_ALWAYS, _KEYS, _LOCK, "return is_mine and 1 or 0")
+CHECK: Final = Script(lua.ALWAYS, lua.KEYS, lua.LOCK, "return is_mine and 1 or 0")
 
 SWEEP: Final = Script(
-    _ALWAYS,
-    _KEYS,
-    _FOUND,
+    lua.ALWAYS,
+    lua.KEYS,
+    lua.FOUND,
     """
 local idle, lifetime, at = tonumber(ARGV[4]), tonumber(ARGV[5]), tonumber(ARGV[6])
 if redis.call('EXISTS', lock) == 1 then return 0 end
@@ -361,10 +256,10 @@ return 0
 """,
 )
 
-TIME: Final = Script(_ALWAYS, "return redis.call('TIME')")
+TIME: Final = Script(lua.ALWAYS, "return redis.call('TIME')")
 
 JOIN: Final = Script(
-    _UNLESS_FULL,
+    lua.UNLESS_FULL,
     """
 redis.call('HSET', KEYS[1], ARGV[1], ARGV[2])
 if tonumber(ARGV[3]) > 0 then redis.call('PEXPIRE', KEYS[1], ARGV[3]) end
