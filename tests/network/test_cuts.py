@@ -78,6 +78,22 @@ async def test_a_commit_whose_answer_was_lost_is_not_taken_for_lost_when_others_
         assert await stored(unlucky, session_id) == {"n": 2}
 
 
+async def test_after_a_commit_of_which_nothing_is_known_its_holder_stores_nothing_more(
+    server: Server, space: str
+) -> None:
+    async with Proxy("127.0.0.1", server.port) as proxy, store_at(server.url_at(proxy.port), space) as store:
+        session_id = await store.create({"n": 0})
+        with pytest.raises(CommitUnknownError):
+            async with store.open(session_id) as session:
+                session["n"] = 1
+                proxy.cut(Cut.BEFORE_ANSWER, for_good=True)
+                with pytest.raises(CommitUnknownError):
+                    await session.save()
+                proxy.heal()
+                session["n"] = 2
+        assert await stored(store, session_id) in ({"n": 0}, {"n": 1})
+
+
 LATE: Final = OPERATIONS if ALL else ("create", "change", "synchronize", "keys")
 
 

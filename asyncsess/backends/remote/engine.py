@@ -64,8 +64,8 @@ class Engine(Protocol):
     Every method raises `StoreError` when the server fails, in bounded time. One that changes something raises
     `CommitUnknownError` if it can't be found out whether it did.
 
-    Any may be cancelled. `leave` then undoes a `take` or a `create`, and a `commit` is asked for again: it must not be
-    done twice, however late the server comes to what it was asked first.
+    Any may be cancelled. `leave` then undoes a `take` or a `create`, and a `commit` is asked for again, with the same
+    payload: it must not be done twice, however late the server comes to what it was asked first.
     """
 
     async def open(self) -> None:

@@ -16,7 +16,7 @@ from asyncsess.backends.base import Found, Record, Tombstone
 from asyncsess.backends.remote.engine import Busy, Claim, Granted
 from asyncsess.backends.remote.lines import CLOSED, Lines
 from asyncsess.backends.turns import Turn, boot_time
-from asyncsess.errors import LockLostError, LockTimeoutError, SessionError, StoreError
+from asyncsess.errors import CommitUnknownError, LockLostError, LockTimeoutError, SessionError, StoreError
 
 T = TypeVar("T")
 
@@ -211,6 +211,7 @@ class RemoteHeld(RemoteHold):
         super().__init__(lines, claim, timeout)
         self._first = first
         self._found: Found = None
+        self._is_doubtful = False
 
     @property
     def record(self) -> Found:
@@ -239,6 +240,10 @@ class RemoteHeld(RemoteHold):
         self._check_held()
         if isinstance(self._found, Tombstone):
             raise StoreError("a session that was deleted can't be changed")
+        if self._is_doubtful:
+            raise CommitUnknownError(
+                "what became of an earlier commit of this holder is not known; open the session anew"
+            )
         try:
             return await self._commit(payload, now, is_last=is_last)
         except asyncio.CancelledError:
@@ -249,12 +254,18 @@ class RemoteHeld(RemoteHold):
             raise
 
     async def _commit(self, payload: bytes, now: float, *, is_last: bool) -> Record:
+        is_doubtful, self._is_doubtful = self._is_doubtful, True
         try:
             record = await self._engine.commit(self._claim, self._found, payload, now=now, is_last=is_last)
+        except CommitUnknownError:
+            raise
         except LockLostError:
             self._is_locked = False
             raise
-        self._found = record
+        except StoreError:  # nothing was stored, this time
+            self._is_doubtful = is_doubtful
+            raise
+        self._found, self._is_doubtful = record, False
         if is_last:
             self._is_locked = False
         return record
