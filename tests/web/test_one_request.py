@@ -265,8 +265,8 @@ async def test_a_login_that_was_cancelled_once_it_was_done_is_told(
 ) -> None:
     delete = FileHeld.delete
 
-    async def delete_and_be_cancelled(self: FileHeld, tombstone: Any = None) -> None:
-        await delete(self, tombstone)
+    async def delete_and_be_cancelled(self: FileHeld, tombstone: Any = None, *, now: float) -> None:
+        await delete(self, tombstone, now=now)
         raise asyncio.CancelledError
 
     async def handle(request: Any) -> str:

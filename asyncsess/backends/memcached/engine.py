@@ -63,6 +63,7 @@ class MemcachedEngine:
         await self._server.ask_time()
 
     async def aclose(self) -> None:
+        await self._looks.aclose()
         await self._server.aclose()
 
     async def now(self) -> float:
@@ -131,9 +132,9 @@ class MemcachedEngine:
         steps.held(await self._server.read(self._place(claim)), claim)
 
     async def release(self, claim: Claim, *, now: float | None) -> None:
-        await self._looks.forget(claim.token)
         at = await self._server.now()
         await self._server.change(self._place(claim), lambda item: steps.released(item, claim, now, self._expiry, at))
+        await self._looks.forget(claim.token)
 
     # Records.
 
@@ -148,8 +149,6 @@ class MemcachedEngine:
         record = Record(payload, 1, now, now)
         if isinstance(before, Record):
             record = Record(payload, before.version + 1, before.created_at, now)
-        if is_last:
-            await self._looks.forget(claim.token)
         at = await self._server.now()
         try:
             await self._server.change(
@@ -159,13 +158,15 @@ class MemcachedEngine:
         except LockLostError:
             await self._looks.forget(claim.token)
             raise
+        if is_last:
+            await self._looks.forget(claim.token)
         return record
 
     async def delete(self, claim: Claim, tombstone: Tombstone | None, *, now: float) -> None:
-        await self._looks.forget(claim.token)
         stands = max(0.0, tombstone.until - now) if tombstone else 0.0
         at = await self._server.now()
         await self._server.change(self._place(claim), lambda item: steps.deleted(item, claim, tombstone, stands, at))
+        await self._looks.forget(claim.token)
 
     async def touch(self, key: str, *, now: float) -> None:
         at = await self._server.now()

@@ -36,6 +36,11 @@ class Looks:
             await asyncio.wait([task])
         self._answers.pop(token, None)
 
+    async def aclose(self) -> None:
+        """Forget all claims that were looked at in the running loop."""
+        for token in list(self._tasks):
+            await self.forget(token)
+
     async def _look(self, token: str, look: Callable[[], Awaitable[bool]]) -> None:
         try:
             self._answers[token] = await look()
