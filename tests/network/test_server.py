@@ -23,7 +23,7 @@ from asyncsess import (
 from asyncsess.testing import until
 from tests.conftest import keys_of, stored
 from tests.network.servers import SERVERS, Server, leftovers, store_at
-from tests.proxy import free_port
+from tests.servers import free_port
 
 NewStore = Callable[..., Awaitable[SessionStore]]
 _BOUND = 30.0

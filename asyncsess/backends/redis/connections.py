@@ -106,8 +106,7 @@ class Connections:
         return token in self._told and self._told[token].is_set()
 
     async def told(self, token: str, seconds: float) -> None:
-        """Wait until a claim is told that its lock may be free, or for so many seconds."""
-        self.expect(token)
+        """Wait until a claim that is expected is told that its lock may be free, or for so many seconds."""
         event = self._told[token]
         with suppress(TimeoutError):
             async with asyncio.timeout(seconds):

@@ -82,8 +82,7 @@ class RedisEngine:
                 await here.listen()
 
     async def take(self, claim: Claim) -> Granted | Busy:
-        here = await self._here()
-        here.expect(claim.token)
+        here = await self._expecting(claim)
         is_name = claim.name is not None
         lease, holder = _milliseconds(claim.lease), holders.pack(claim.holder)
         answer = await self._run(scripts.TAKE, claim, lease, holder, int(is_name), int(claim.create))
@@ -98,8 +97,7 @@ class RedisEngine:
         return Busy(holders.unpack(who), int(ahead or 0), int(pause) / 1000)
 
     async def told(self, claim: Claim, seconds: float) -> None:
-        async with self._reach() as here:
-            pass
+        here = await self._expecting(claim)
         await here.told(claim.token, seconds)
 
     def is_contended(self, claim: Claim) -> bool:
@@ -111,7 +109,7 @@ class RedisEngine:
         await self._run(scripts.LEAVE, claim)
 
     async def create(self, claim: Claim, record: Record) -> bool:
-        (await self._here()).expect(claim.token)
+        await self._expecting(claim)
         lease, holder, mark = _milliseconds(claim.lease), holders.pack(claim.holder), layout.mark_of(claim.token)
         head, payload = layout.encode(record)
         args = lease, holder, head, mark, payload, *_limits(self._expiry)
@@ -146,8 +144,8 @@ class RedisEngine:
             raise LockLostError(_LOST)
 
     async def release(self, claim: Claim, *, now: float | None) -> None:
-        self._forget(claim)
         await self._run(scripts.RELEASE, claim, "" if now is None else now, *_limits(self._expiry))
+        self._forget(claim)  # not before, since what nobody knows of is given back at once, and then not as used
 
     async def renew(self, claim: Claim, lease: float) -> None:
         if not await self._run(scripts.RENEW, claim, _milliseconds(lease)):
@@ -272,6 +270,12 @@ class RedisEngine:
         lock = f"{self._prefix}l:{{{key}}}" + ("" if name is None else f":{name}")
         async with self._reach() as here:
             return await here.run(script, self._record(key), lock, token, *args)
+
+    async def _expecting(self, claim: Claim) -> Connections:
+        """Return the connections of the running loop, which note from now on what a claim is told."""
+        async with self._reach() as here:
+            here.expect(claim.token)
+        return here
 
     def _forget(self, claim: Claim) -> None:
         here = self._connections.get(asyncio.get_running_loop())

@@ -5,8 +5,8 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import Coroutine
-from contextlib import suppress
+from collections.abc import AsyncIterator, Coroutine
+from contextlib import asynccontextmanager, suppress
 from types import TracebackType
 from typing import Any, Final, Self, TypeVar
 
@@ -79,22 +79,28 @@ class RemoteHold:
     async def _acquire(self, started: float) -> Granted:
         """Ask until the lock is granted. Whoever gives up leaves no lock behind, granted or not."""
         answer = None
-        try:
+        async with self._leaving_on_failure():
             while not self._lines.is_closed:
                 answer = await self._engine.take(self._claim)
                 if isinstance(answer, Busy):
                     await self._wait(answer, started)
                 elif not self._lines.is_closed:
                     return answer
+        if answer is not None:
+            await finish(self._leave())
+        raise StoreError(CLOSED)
+
+    @asynccontextmanager
+    async def _leaving_on_failure(self) -> AsyncIterator[None]:
+        """Give back what may be granted to somebody who fails, or is cancelled, before he knows."""
+        try:
+            yield
         except StoreError as error:
             self._lines.returns.add(self._claim, error)
             raise
         except BaseException:
             await finish(self._leave())
             raise
-        if answer is not None:
-            await finish(self._leave())
-        raise StoreError(CLOSED)
 
     async def _wait(self, answer: Busy, started: float) -> None:
         waited = time.monotonic() - started
@@ -220,14 +226,8 @@ class RemoteHeld(RemoteHold):
     async def _acquire(self, started: float) -> Granted:
         if self._first is None:
             return await super()._acquire(started)
-        try:
+        async with self._leaving_on_failure():
             is_new = await self._engine.create(self._claim, self._first)
-        except StoreError as error:
-            self._lines.returns.add(self._claim, error)
-            raise
-        except BaseException:
-            await finish(self._leave())
-            raise
         if not is_new:
             raise StoreError("there is a session of this key already")
         return Granted(self._first)

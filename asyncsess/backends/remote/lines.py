@@ -29,6 +29,7 @@ class Process:
         self.begin()
 
     def begin(self) -> None:
+        """Take a name that no other process has."""
         self.name = secrets.token_hex(8)
 
     def token(self) -> str:
