@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import asyncio
 import gc
+import os
 import weakref
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager
+from datetime import UTC, datetime
 from pathlib import Path
 from secrets import token_hex
 from typing import Any
@@ -16,11 +18,12 @@ from redis.asyncio import Redis, RedisCluster
 from redis.asyncio.cluster import ClusterNode
 from redis.asyncio.sentinel import Sentinel
 
-from asyncsess import CorruptSessionError, RedisStore, StoreError, append, increment
+from asyncsess import CorruptSessionError, Holder, LockTimeoutError, RedisStore, StoreError, append, increment
 from asyncsess.backends.redis import RedisEngine
-from asyncsess.backends.remote import RemoteBackend
+from asyncsess.backends.remote import Busy, Claim, Granted, RemoteBackend
+from asyncsess.backends.remote.lines import process
 from asyncsess.testing import BackendContract, until
-from asyncsess.testing.contract import KEY, hold, put
+from asyncsess.testing.contract import KEY, NOW, hold, put
 from tests import servers
 from tests.conftest import keys_of, stored
 from tests.servers import RedisServer
@@ -149,6 +152,51 @@ async def test_who_waits_does_not_ask_again_until_he_is_told(client: Counting, r
         assert waited == 2
 
 
+async def test_who_waits_is_told_by_the_server(redis_url: str, prefix: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    told = RedisEngine.told
+    monkeypatch.setattr(RedisEngine, "told", lambda self, claim, seconds: told(self, claim, 3600.0))  # not by the timer
+    async with opened(redis_url, prefix) as backend, opened(redis_url, prefix) as other:
+        await put(other)
+        async with asyncio.timeout(30), asyncio.TaskGroup() as tasks, hold(other):
+            waiter = tasks.create_task(hold(backend, timeout=60.0).__aenter__())
+            await until(lambda: backend.statistics().waiting == 1)
+        await waiter.result().release(now=NOW)
+
+
+async def test_who_was_first_in_line_is_first_also_where_nobody_gave_the_lock_back(
+    client: Counting, prefix: str
+) -> None:
+    engine = RedisEngine(client, prefix=prefix)
+    await engine.open()
+    holder = Holder(1, "task", datetime.now(UTC), "here")
+    late, first, second = (Claim(KEY, None, process.token(), holder, 30.0, True) for _ in range(3))
+    assert isinstance(await engine.take(late), Granted)
+    assert isinstance(await engine.take(first), Busy)
+    assert isinstance(await engine.take(second), Busy)
+    await client.delete(f"{prefix}l:{{{KEY}}}")
+    assert isinstance(await engine.take(second), Busy)
+    assert isinstance(await engine.take(first), Granted)
+    for claim in (first, second):
+        await engine.leave(claim)
+    await engine.aclose()
+
+
+async def test_a_forked_child_gives_no_lock_of_its_parent_back(redis_url: str, prefix: str) -> None:
+    async with opened(redis_url, prefix) as backend, opened(redis_url, prefix) as other:
+        await put(backend)
+        held = hold(backend)
+        async with held:
+            child = os.fork()
+            if child == 0:
+                try:
+                    asyncio.run(held.__aexit__(None, None, None))
+                finally:
+                    os._exit(0)
+            assert os.waitpid(child, 0)[1] == 0
+            with pytest.raises(LockTimeoutError):
+                await hold(other, timeout=0).__aenter__()
+
+
 async def test_locks_are_granted_in_the_order_in_which_they_were_asked_for(redis_url: str, prefix: str) -> None:
     async with RedisStore(redis_url, prefix=prefix) as first, RedisStore(redis_url, prefix=prefix) as second:
         third = RedisStore(redis_url, prefix=prefix)
@@ -238,8 +286,11 @@ async def test_what_is_no_session_is_moved_aside(client: Counting, prefix: str) 
 
 async def test_a_session_is_deleted_by_the_server_once_it_has_expired(client: Counting, prefix: str) -> None:
     async with RedisStore(client, prefix=prefix, idle_timeout=60, lifetime=100) as store:
-        session_id = await store.create()
+        session_id = await store.create({"n": 0})
         name = (await client.keys(f"{prefix}s:*"))[0]
+        for change in (increment("n"), increment("n")):
+            assert 59 <= await client.ttl(name) <= 60
+            await store.apply(session_id, change)  # which stores it anew
         assert 59 <= await client.ttl(name) <= 60
         await store.destroy(session_id)
         assert 60 <= await client.ttl(name) <= 120  # the tombstone
