@@ -7,7 +7,7 @@ import gc
 import os
 import weakref
 from collections.abc import AsyncIterator, Iterator
-from contextlib import asynccontextmanager
+from contextlib import AsyncExitStack, asynccontextmanager
 from datetime import UTC, datetime
 from pathlib import Path
 from secrets import token_hex
@@ -166,19 +166,18 @@ async def test_who_waits_is_told_by_the_server(redis_url: str, prefix: str, monk
 async def test_who_was_first_in_line_is_first_also_where_nobody_gave_the_lock_back(
     client: Counting, prefix: str
 ) -> None:
-    engine = RedisEngine(client, prefix=prefix)
-    await engine.open()
     holder = Holder(1, "task", datetime.now(UTC), "here")
     late, first, second = (Claim(KEY, None, process.token(), holder, 30.0, True) for _ in range(3))
-    assert isinstance(await engine.take(late), Granted)
-    assert isinstance(await engine.take(first), Busy)
-    assert isinstance(await engine.take(second), Busy)
-    await client.delete(f"{prefix}l:{{{KEY}}}")
-    assert isinstance(await engine.take(second), Busy)
-    assert isinstance(await engine.take(first), Granted)
-    for claim in (first, second):
-        await engine.leave(claim)
-    await engine.aclose()
+    async with AsyncExitStack() as stack:
+        engine = RedisEngine(client, prefix=prefix)
+        stack.push_async_callback(engine.aclose)
+        assert isinstance(await engine.take(late), Granted)
+        for claim in (first, second):
+            assert isinstance(await engine.take(claim), Busy)
+            stack.push_async_callback(engine.leave, claim)
+        await client.delete(f"{prefix}l:{{{KEY}}}")
+        assert isinstance(await engine.take(second), Busy)
+        assert isinstance(await engine.take(first), Granted)
 
 
 async def test_a_forked_child_gives_no_lock_of_its_parent_back(redis_url: str, prefix: str) -> None:
