@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Sequence
 from datetime import timedelta
-from typing import TYPE_CHECKING, TypedDict, Unpack
+from typing import TYPE_CHECKING, Literal, TypedDict, Unpack
 
 from asyncsess.backends.file import Durability, FileBackend, IOMode
 from asyncsess.backends.memory import MemoryBackend
@@ -17,6 +17,8 @@ from asyncsess.store import SessionStore
 
 if TYPE_CHECKING:
     from redis.asyncio import Redis
+    from sqlalchemy import URL
+    from sqlalchemy.ext.asyncio import AsyncEngine
 
 
 class StoreOptions(TypedDict, total=False):
@@ -99,3 +101,52 @@ class RedisStore(SessionStore):
         backend = RemoteBackend(RedisEngine(server, prefix=prefix, expiry=Expiry.of(**options)))
         options.setdefault("clock", backend.clock)
         super().__init__(backend, **options)
+
+
+class SQLStore(SessionStore):
+    """Sessions in PostgreSQL, MariaDB, MySQL or SQLite; needs the extra ``postgresql``, ``mariadb`` or ``sqlite``.
+
+        store = SQLStore("postgresql://localhost/app", idle_timeout=1800)
+        await store.create_tables()
+        async with store: ...
+
+    No connection is kept, nor a transaction open, while a session is: its lock is in its row. Only with ``"advisory"``,
+    and in PostgreSQL as soon as something waits, each event loop keeps one connection for itself. That one needs a
+    pooler, if there is one between, to leave it the same session of the server (in pgbouncer, ``pool_mode=session``):
+    where it does not, take ``"lease"``, with which those who wait are told late but all else holds.
+
+    Args:
+        database: Its URL, or an `AsyncEngine` of SQLAlchemy, which is used in its own event loop only, and which the
+            program closes itself. An SQLite database is a file that processes of one machine share.
+        prefix: Of the names of the tables.
+        locking: When the lock of a process that was killed is free. ``"lease"``: at the end of its lease.
+            ``"advisory"``, in PostgreSQL, MariaDB and MySQL: as soon as the server has ended the process's connection,
+            which holds an advisory lock to show that it is there. Then sessions may be taken over also from a process
+            that has lost this connection and goes on; what that one commits raises `LockLostError`, as ever.
+        **options: As for `Lifecycle`.
+    """
+
+    def __init__(
+        self,
+        database: str | URL | AsyncEngine,
+        *,
+        prefix: str = "asyncsess_",
+        locking: Literal["lease", "advisory"] = "lease",
+        **options: Unpack[StoreOptions],
+    ) -> None:
+        try:
+            from asyncsess.backends.sql import SQLEngine
+        except ImportError as error:
+            raise ImportError("SQLStore needs SQLAlchemy: pip install 'asyncsess[sql]'") from error
+        self._sql = SQLEngine(database, prefix=prefix, locking=locking)
+        backend = RemoteBackend(self._sql)
+        options.setdefault("clock", backend.clock)
+        super().__init__(backend, **options)
+
+    def ddl(self) -> str:
+        """Return the statements that make the tables, for those who make them by other means."""
+        return self._sql.ddl()
+
+    async def create_tables(self) -> None:
+        """Make the tables, as far as they are not there; several processes may do this at once."""
+        await self._sql.create_tables()
