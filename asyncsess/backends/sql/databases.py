@@ -57,7 +57,8 @@ class Database:
             pool_size=self.most_connections // 2,
             max_overflow=self.most_connections // 2,
             pool_timeout=TIMEOUT,
-            pool_reset_on_return=None,  # there is nothing to roll back, and asking would be a round trip
+            pool_reset_on_return=None,  # there is nothing to roll back, and that would be a round trip
+            skip_autocommit_rollback=True,
             hide_parameters=True,  # a log is no place for keys
             connect_args=dict(self.connect_args),
         )

@@ -165,20 +165,28 @@ class SQLEngine:
         self._granted(client, claim, record)
 
     async def commit(self, claim: Claim, before: Found, payload: bytes, *, now: float, is_last: bool) -> Record:
-        record = Record(payload, 1, now, now)
-        if isinstance(before, Record):
-            record = Record(payload, before.version + 1, before.created_at, now)
+        version, created_at = (before.version, before.created_at) if isinstance(before, Record) else (0, now)
+        try:
+            record = await self._commit(claim, Record(payload, version + 1, created_at, now), is_last=is_last)
+        except LockLostError:
+            row = await self._row(self._sessions.committed, claim.key)
+            if row is None or row.token != claim.token:
+                raise
+            # What was not known of the commit before is known now: it was stored.
+            record = await self._commit(claim, Record(payload, row.version + 1, created_at, now), is_last=is_last)
+        if is_last:
+            self._here().forget(claim)
+        return record
 
+    async def _commit(self, claim: Claim, record: Record, *, is_last: bool) -> Record:
         def was_stored(row: Any) -> bool | None:
             if row is None or row.until is not None or row.version > record.version:
                 return None
             return bool(row.version == record.version and row.committed_by == claim.token)
 
-        values = {"data": payload, "before": record.version - 1, "made_at": record.created_at, "used_at": now}
+        values = {"data": record.payload, "before": record.version - 1, "made_at": record.created_at}
         statement = self._sessions.commit_last if is_last else self._sessions.commit
-        await self._change(claim, statement, values, was_stored)
-        if is_last:
-            self._here().forget(claim)
+        await self._change(claim, statement, values | {"used_at": record.accessed_at}, was_stored)
         return record
 
     async def delete(self, claim: Claim, tombstone: Tombstone | None) -> None:
