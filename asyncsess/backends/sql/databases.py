@@ -40,7 +40,7 @@ class Database:
     connect_args: Mapping[str, Any]
     insert: Callable[[Table], Any]
     on_connect: tuple[str, ...] = ()
-    most_connections: int = 32
+    most_connections: int = 20
     rolled_back: frozenset[object] = frozenset()
     is_there: frozenset[object] = frozenset()
     is_missing: frozenset[object] = frozenset()

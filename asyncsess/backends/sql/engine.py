@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
+import logging
 import math
 import weakref
 from collections.abc import AsyncIterator, Callable, Mapping
@@ -25,6 +26,8 @@ from asyncsess.backends.sql.sweep import sweep
 from asyncsess.backends.sql.tables import Tables
 from asyncsess.errors import CommitUnknownError, LockLostError, StoreError
 from asyncsess.expiry import Expiry
+
+logger = logging.getLogger("asyncsess")
 
 Locking = Literal["lease", "advisory"]
 _LOST: Final = "the session was taken over by another; nothing was stored"
@@ -88,10 +91,20 @@ class SQLEngine:
     # Locks.
 
     async def take(self, claim: Claim) -> Granted | Busy:
-        client, locks = self._here(), self._locks(claim)
-        values = await self._taking(claim)
+        client = self._here()
         client.waits.begin(claim.token)
-        if claim.name is not None and (await client.repeat(self._names.adopt, values)).matched:
+        try:
+            return await self._take(client, claim)
+        except LostConnectionError:  # it may be granted, and nobody would know
+            await self._leave_behind(claim)
+            raise
+        except StoreError:
+            client.forget(claim)
+            raise
+
+    async def _take(self, client: Client, claim: Claim) -> Granted | Busy:
+        locks, values = self._locks(claim), await self._taking(claim)
+        if claim.name is not None and (await client.repeat(locks.adopt, values)).matched:
             return self._granted(client, claim, None)
         answer = await Acquisition(client, self._database, locks, values).take()
         if isinstance(answer, Busy):
@@ -110,6 +123,12 @@ class SQLEngine:
             await self.release(claim, now=None)
             return Granted(None, is_locked=False)
         return self._granted(client, claim, found, was_late=taken_from is not None)
+
+    async def _leave_behind(self, claim: Claim) -> None:
+        try:
+            await self.leave(claim)
+        except StoreError as error:  # its lease will end
+            logger.warning("a lock that may have been granted could not be given back: %s", error)
 
     def _granted(self, client: Client, claim: Claim, found: Found, *, was_late: bool = False) -> Granted:
         client.holds(claim, self._locks(claim), _row_key(claim))

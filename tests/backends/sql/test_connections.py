@@ -167,6 +167,31 @@ async def test_a_commit_whose_answer_was_lost_is_lost_if_another_has_the_session
     assert await other.read(KEY) == Record(b"payload", 1, NOW, NOW)
 
 
+async def test_a_commit_that_reaches_the_database_late_changes_nothing(backend: RemoteBackend) -> None:
+    engine = engine_of(backend)
+    async with create(backend) as held:
+        await held.commit(b"second", now=NOW)
+        for statement in (engine._sessions.commit, engine._sessions.commit_last):
+            values = {"data": b"first", "before": 1, "made_at": NOW, "used_at": NOW, "of": KEY}
+            claim = held._claim  # type: ignore[attr-defined]
+            assert (await engine._here().run(statement, {**values, "who": claim.token})).matched == 0
+        await held.commit(b"third", now=NOW)
+    assert await backend.read(KEY) == Record(b"third", 3, NOW, NOW)
+
+
+@SERVERS
+async def test_a_lock_that_was_granted_when_the_server_went_away_is_given_back_or_ends(
+    far: RemoteBackend, other: RemoteBackend, between: Proxy, kind: str
+) -> None:
+    await put(other)
+    between.loses_next_answer = between.is_gone = True
+    with pytest.raises(StoreError):
+        await hold(far, lease=0.1).__aenter__()
+    between.is_gone = False
+    async with hold(other, timeout=30) as held, hold(far, OTHER_KEY, create=True):
+        await held.commit(b"second", now=NOW)
+
+
 @SERVERS
 @pytest.mark.parametrize("tombstone", [None, Tombstone(b"note", NOW)])
 async def test_a_deletion_whose_answer_was_lost_is_known(
