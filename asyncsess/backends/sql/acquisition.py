@@ -14,7 +14,7 @@ from asyncsess.backends.sql.locks import KEPT, LockStatements
 from asyncsess.backends.sql.waits import LONGEST_PAUSE
 from asyncsess.errors import Holder
 
-_LONGEST_PAUSE: Final = 1.0
+_LONGEST_PAUSE: Final = 0.5  # also for those whom a server tells: what it tells may get lost on the way
 
 
 class Acquisition:

@@ -92,9 +92,9 @@ class SQLEngine:
 
     async def take(self, claim: Claim) -> Granted | Busy:
         client = self._here()
-        client.waits.begin(claim.token)
+        is_new = client.waits.begin(claim.token)
         try:
-            return await self._take(client, claim)
+            return await self._take(client, claim, is_new=is_new)
         except LostConnectionError:  # it may be granted, and nobody would know
             await self._leave_behind(claim)
             raise
@@ -102,10 +102,10 @@ class SQLEngine:
             client.forget(claim)
             raise
 
-    async def _take(self, client: Client, claim: Claim) -> Granted | Busy:
+    async def _take(self, client: Client, claim: Claim, *, is_new: bool) -> Granted | Busy:
         locks, values = self._locks(claim), await self._taking(claim)
-        if claim.name is not None and (await client.repeat(locks.adopt, values)).matched:
-            return self._granted(client, claim, None)
+        if claim.name is not None and is_new and (await client.repeat(locks.adopt, values)).matched:
+            return self._granted(client, claim, None)  # as most often: a name has a row only while it is held
         answer = await Acquisition(client, self._database, locks, values).take()
         if isinstance(answer, Busy):
             client.hear()

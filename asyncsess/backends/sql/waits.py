@@ -33,9 +33,11 @@ class Waits:
         self.is_hearing = False
         self._waits: dict[str, _Wait] = {}
 
-    def begin(self, token: str) -> None:
-        """Remember from now on what a claim is told."""
+    def begin(self, token: str) -> bool:
+        """Remember from now on what a claim is told; return whether it is new."""
+        is_new = token not in self._waits
         self._waits.setdefault(token, _Wait())
+        return is_new
 
     def end(self, token: str) -> None:
         """Forget a claim."""

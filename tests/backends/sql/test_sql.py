@@ -13,9 +13,10 @@ from sqlalchemy import text
 from sqlalchemy.ext.asyncio import create_async_engine
 
 from asyncsess import LockLostError, LockTimeoutError, StoreError
-from asyncsess.backends.base import Backend, Record, Tombstone
+from asyncsess.backends.base import Backend, Held, Record, Tombstone
 from asyncsess.backends.remote import RemoteBackend
 from asyncsess.backends.remote.engine import Busy, Claim, Granted
+from asyncsess.backends.remote.held import process
 from asyncsess.backends.sql import SQLEngine, acquisition, listener, locks
 from asyncsess.expiry import Expiry
 from asyncsess.stores import SQLStore
@@ -82,6 +83,7 @@ def test_what_can_not_work_is_refused(url: str, options: dict[str, str], why: st
 @LEASE
 async def test_an_engine_of_the_program_is_used_in_its_loop_and_stays_open(place: Place) -> None:
     theirs = create_async_engine(SQLEngine(place.url)._url)
+    pool = theirs.pool
     async with SQLStore(theirs, prefix=place.prefix) as store:
         session_id = await store.create({"n": 1})
         async with store.open(session_id) as session:
@@ -92,7 +94,8 @@ async def test_an_engine_of_the_program_is_used_in_its_loop_and_stays_open(place
                 asyncio.run(store._sql.read(KEY))
 
         await asyncio.to_thread(elsewhere)
-    assert theirs.pool.checkedout() == 0  # type: ignore[attr-defined]
+    assert theirs.pool is pool  # disposing of it would make another
+    assert pool.checkedout() == 0  # type: ignore[attr-defined]
     async with theirs.connect() as connection:
         assert await connection.scalar(text("SELECT 1")) == 1
     await theirs.dispose()
@@ -132,6 +135,20 @@ async def test_a_sweep_goes_through_more_than_one_page(backend: RemoteBackend) -
     assert (await backend.read(old[0]), await backend.members(group)) == (None, {})
 
 
+async def test_what_is_used_after_a_sweep_has_found_it_stays(backend: RemoteBackend) -> None:
+    held_key, used_key, old_key = ("0" * 63 + digit for digit in "123")
+    for key in (held_key, used_key, old_key):
+        await put(backend, key=key)
+    engine, limits = store_engine(backend), {"idle": 60.0, "lifetime": 1e15, "at": NOW + 60, "made_until": NOW}
+    found = (await engine._here().run(engine._sessions.expired, {**limits, "after": ""})).rows
+    assert found == [(held_key,), (used_key,), (old_key,)]
+    await backend.touch(used_key, now=NOW + 1)
+    async with hold(backend, held_key):
+        keys = [key for (key,) in found]
+        assert (await engine._here().run(engine._sessions.delete_expired, {**limits, "keys": keys})).matched == 1
+        assert await keys_of(backend) == [held_key, used_key]
+
+
 async def test_a_lock_leaves_no_row_behind(backend: RemoteBackend, other: RemoteBackend, place: Place) -> None:
     async def enter(handle: Backend) -> None:
         async with hold(handle, create=True), hold_name(handle, "a"):
@@ -145,6 +162,12 @@ async def test_a_lock_leaves_no_row_behind(backend: RemoteBackend, other: Remote
         await until(lambda: other.statistics().waiting == 1)
         waiter.cancel()
         await asyncio.wait([waiter])
+    engine = store_engine(other)
+    for name in (None, "a"):
+        async with hold(backend, create=True) as held, hold_name(backend, "a"):
+            claim = Claim(KEY, name, process.token(), held._claim.holder, 60.0, True)  # type: ignore[attr-defined]
+            assert isinstance(await engine.take(claim), Busy)
+        await engine.leave(claim)  # as the last
     client = store_engine(backend)._here()
     for table in ("sessions", "locks"):
         assert (await client.run(text(f"SELECT count(*) FROM {place.prefix}{table}"))).rows == [(0,)]
@@ -205,6 +228,24 @@ async def test_a_claim_that_comes_no_more_is_passed_over(backend: RemoteBackend,
         pass
 
 
+async def test_a_late_holder_stores_nothing_beside_one_that_has_not_stored_anything_yet(
+    backend: RemoteBackend, other: RemoteBackend
+) -> None:
+    await put(backend)
+    for is_last in (False, True):
+        async with hold(backend, lease=0.01) as late:
+
+            async def follow(late: Held = late, is_last: bool = is_last) -> None:
+                async with hold(other):
+                    with pytest.raises(LockLostError):
+                        await late.commit(b"late", now=NOW, is_last=is_last)
+                    with pytest.raises(LockLostError):
+                        await late.renew(1.0)
+
+            await asyncio.create_task(follow())
+    assert await other.read(KEY) == Record(b"payload", 1, NOW, NOW)
+
+
 async def test_a_grant_is_told_again_to_who_asks_again(backend: RemoteBackend) -> None:
     await put(backend)
     engine = store_engine(backend)
@@ -258,7 +299,15 @@ async def test_who_waits_is_told_also_if_the_lock_was_given_back_while_nobody_li
 ) -> None:
     monkeypatch.setattr(acquisition, "_LONGEST_PAUSE", 3600.0)
     await put(backend)
-    client = store_engine(other)._here()
+    client, is_relying = store_engine(other)._here(), asyncio.Event()
+    told = client.waits.told
+
+    async def told_and_noted(token: str, seconds: float) -> None:
+        if client.waits.is_hearing:
+            is_relying.set()
+        await told(token, seconds)
+
+    monkeypatch.setattr(client.waits, "told", told_and_noted)
 
     async def enter() -> None:
         async with hold(other):
@@ -266,7 +315,7 @@ async def test_who_waits_is_told_also_if_the_lock_was_given_back_while_nobody_li
 
     async with asyncio.timeout(20), hold(backend) as held:
         waiter = asyncio.create_task(enter())
-        await until(lambda: other.statistics().waiting == 1 and client.waits.is_hearing)
+        await is_relying.wait()  # on being told: it does not ask by itself
         end = text("SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE query LIKE :what")
         await store_engine(backend)._here().run(end, {"what": f"LISTEN {locks.CHANNEL}{listener.process.name}"})
         await until(lambda: not client.waits.is_hearing)
