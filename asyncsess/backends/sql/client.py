@@ -87,7 +87,7 @@ class Client(Connections):
 
     async def _end(self) -> None:
         if self._is_ours:
-            await self.engine.dispose()
+            await self.dispose()
 
     async def _watch(self) -> None:
         """Look from time to time, while something is held for long, who of those that hold is waited for."""

@@ -47,6 +47,9 @@ class Connections:
     def __init__(self, engine: AsyncEngine, database: Database) -> None:
         self.engine = engine
         self._database = database
+        self._in_use = 0
+        self._is_idle = asyncio.Event()
+        self._is_idle.set()
 
     async def run(self, statement: Executable, values: Mapping[str, Any] | None = None) -> Answer:
         """Run a statement, which is a transaction of its own; again, if the database has rolled it back.
@@ -56,7 +59,7 @@ class Connections:
             StoreError: It has changed nothing.
         """
         for retries in count():
-            with self.failures():
+            with self.failures(), self._counted():
                 async with asyncio.timeout(TIMEOUT):
                     connection = await self.engine.connect()
                 try:
@@ -90,6 +93,22 @@ class Connections:
             return Answer(result.rowcount)
         rows = result.all()
         return Answer(len(rows), rows)
+
+    async def dispose(self) -> None:
+        """End all connections, once the statements that are under way have ended."""
+        await self._is_idle.wait()
+        await self.engine.dispose()
+
+    @contextmanager
+    def _counted(self) -> Generator[None]:
+        self._in_use += 1
+        self._is_idle.clear()
+        try:
+            yield
+        finally:
+            self._in_use -= 1
+            if not self._in_use:
+                self._is_idle.set()
 
     @contextmanager
     def failures(self) -> Generator[None]:

@@ -16,6 +16,7 @@ from sqlalchemy.sql.base import Executable
 
 from asyncsess.backends.base import Found, Record, Tombstone
 from asyncsess.backends.remote.engine import Busy, Claim, Granted
+from asyncsess.backends.remote.held import finish
 from asyncsess.backends.sql.acquisition import Acquisition, encoded
 from asyncsess.backends.sql.client import Client
 from asyncsess.backends.sql.connections import LostConnectionError
@@ -79,7 +80,7 @@ class SQLEngine:
     async def aclose(self) -> None:
         client = self._clients.pop(asyncio.get_running_loop(), None)
         if client is not None:
-            await client.close()
+            await finish(client.close())
 
     async def now(self) -> float:
         ((now,),) = (await self._here().repeat(select(self._database.now))).rows

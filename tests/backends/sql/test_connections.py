@@ -354,6 +354,19 @@ async def test_a_sweep_that_was_rolled_back_for_a_deadlock_is_run_again(
     assert await keys_of(backend) == [first]
 
 
+@pytest.mark.parametrize("kind", ["postgresql", "mariadb", "sqlite"])
+async def test_closing_waits_for_what_is_under_way(place: Place) -> None:
+    for turns in range(0, 40, 3):
+        backend = place.backend()
+        await backend.open()
+        read = asyncio.create_task(backend.read(KEY))
+        for _ in range(turns):
+            await asyncio.sleep(0)
+        await backend.aclose()
+        await asyncio.wait([read])
+        await backend.aclose()  # it may have begun after the first
+
+
 def engine_of(backend: RemoteBackend) -> SQLEngine:
     assert isinstance(backend._engine, SQLEngine)
     return backend._engine
