@@ -179,7 +179,7 @@ class SQLEngine:
     async def _create(self, claim: Claim, record: Record) -> bool:
         client = self._here()
         stored = {"data": record.payload, "made_at": record.created_at, "used_at": record.accessed_at}
-        values = await self._taking(claim) | stored
+        values = await self._taking(claim) | stored | {"number": record.version}
         try:
             is_made = (await client.run(self._sessions.create, values)).matched
         except LostConnectionError as error:

@@ -12,7 +12,7 @@ from sqlalchemy import TextClause, select, text
 from sqlalchemy.exc import SQLAlchemyError
 from sqlalchemy.ext.asyncio import AsyncConnection
 
-from asyncsess.backends.remote.held import process
+from asyncsess.backends.remote.lines import process
 from asyncsess.backends.sql.connections import Connections
 from asyncsess.backends.sql.databases import TIMEOUT, Database
 from asyncsess.backends.sql.locks import CHANNEL

@@ -42,7 +42,7 @@ class SessionStatements(LockStatements):
             "until": None,
             "committed_by": bindparam("who"),
         }
-        self.create = self.insert({**stored, "version": 1})
+        self.create = self.insert({**stored, "version": bindparam("number")})
         stored["version"] = row.version + 1
         commit = update(table).where(self.of_key, self.is_mine, row.version == bindparam("before"))
         self.commit = commit.values(stored)

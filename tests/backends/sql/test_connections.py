@@ -199,7 +199,7 @@ async def test_a_deletion_whose_answer_was_lost_is_known(
 ) -> None:
     async with create(far) as held:
         between.loses_next_answer = True
-        await held.delete(tombstone)
+        await held.delete(tombstone, now=NOW)
     assert await other.read(KEY) == tombstone
 
 

@@ -16,7 +16,7 @@ from asyncsess import LockLostError, LockTimeoutError, StoreError
 from asyncsess.backends.base import Backend, Held, Record, Tombstone
 from asyncsess.backends.remote import RemoteBackend
 from asyncsess.backends.remote.engine import Busy, Claim, Granted
-from asyncsess.backends.remote.held import process
+from asyncsess.backends.remote.lines import process
 from asyncsess.backends.sql import SQLEngine, acquisition, listener, locks
 from asyncsess.expiry import Expiry
 from asyncsess.stores import SQLStore
@@ -127,7 +127,7 @@ async def test_a_sweep_goes_through_more_than_one_page(backend: RemoteBackend) -
         await asyncio.gather(*(put(backend, key=key) for key in some))
         await asyncio.gather(*(backend.add_member(group, key, now=NOW) for key in some))
     async with hold(backend, old[0]) as held:
-        await held.delete(Tombstone(b"", NOW + 9))
+        await held.delete(Tombstone(b"", NOW + 9), now=NOW)
     assert await keys_of(backend) == [*old[1:], OTHER_KEY]
     assert await backend.delete_expired(Expiry(60.0, None), now=NOW + 60) == 504
     assert await keys_of(backend) == [OTHER_KEY]
