@@ -15,7 +15,7 @@ nox.options.sessions = ["tests", "lint", "types", "imports"]
 
 SUPPORTED = ["3.11", "3.12", "3.13", "3.14"]
 PYPROJECT = nox.project.load_toml("pyproject.toml")
-WITH_EXTRAS = ".[aiohttp-session,crypto,demo,fastapi,litestar,memcached,opentelemetry,prometheus,redis,starsessions]"
+WITH_EXTRAS = f".[{','.join(PYPROJECT['project']['optional-dependencies'])}]"
 
 
 def group(name: str) -> list[str]:

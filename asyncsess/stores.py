@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Mapping, Sequence
 from datetime import timedelta
-from typing import TYPE_CHECKING, Final, TypedDict, Unpack
+from typing import TYPE_CHECKING, Final, Literal, TypedDict, Unpack
 from urllib.parse import unquote, urlsplit
 
 from asyncsess.backends.file import Durability, FileBackend, IOMode
@@ -18,6 +18,8 @@ from asyncsess.store import SessionStore
 
 if TYPE_CHECKING:
     from redis.asyncio import Redis, RedisCluster
+    from sqlalchemy import URL
+    from sqlalchemy.ext.asyncio import AsyncEngine
 
 
 _HOUR: Final = 3600.0
@@ -154,11 +156,64 @@ class MemcachedStore(SessionStore):
         super().__init__(backend, **options)
 
 
+class SQLStore(SessionStore):
+    """Sessions in PostgreSQL, MariaDB, MySQL or SQLite; needs the extra ``postgresql``, ``mariadb`` or ``sqlite``.
+
+        store = SQLStore("postgresql://localhost/app", idle_timeout=1800)
+        await store.create_tables()
+        async with store: ...
+
+    No connection is kept, nor a transaction open, while a session is: its lock is in its row. Only with ``"advisory"``,
+    and in PostgreSQL as soon as something waits, each event loop keeps one connection for itself. That one needs a
+    pooler, if there is one between, to leave it the same session of the server (in pgbouncer, ``pool_mode=session``):
+    where it does not, take ``"lease"``, with which those who wait are told late but all else holds.
+
+    Args:
+        database: Its URL, or an `AsyncEngine` of SQLAlchemy, which is used in its own event loop only, and which the
+            program closes itself. An SQLite database is a file that processes of one machine share.
+        prefix: Of the names of the tables.
+        locking: When the lock of a process that was killed is free. ``"lease"``: at the end of its lease.
+            ``"advisory"``, in PostgreSQL, MariaDB and MySQL: as soon as the server has ended the process's connection,
+            which holds an advisory lock to show that it is there. Then sessions may be taken over also from a process
+            that has lost this connection and goes on; what that one commits raises `LockLostError`, as ever.
+        **options: As for `Lifecycle`.
+    """
+
+    def __init__(
+        self,
+        database: str | URL | AsyncEngine,
+        *,
+        prefix: str = "asyncsess_",
+        locking: Literal["lease", "advisory"] = "lease",
+        **options: Unpack[StoreOptions],
+    ) -> None:
+        try:
+            from asyncsess.backends.sql import SQLEngine
+        except ImportError as error:
+            raise ImportError("SQLStore needs SQLAlchemy: pip install 'asyncsess[sql]'") from error
+        self._sql = SQLEngine(database, prefix=prefix, locking=locking)
+        backend = RemoteBackend(self._sql)
+        options.setdefault("clock", backend.clock)
+        super().__init__(backend, **options)
+
+    def ddl(self) -> str:
+        """Return the statements that make the tables, for those who make them by other means."""
+        return self._sql.ddl()
+
+    async def create_tables(self) -> None:
+        """Make the tables, as far as they are not there; several processes may do this at once."""
+        await self._sql.create_tables()
+
+
 _STORES: Final[Mapping[str, Callable[..., SessionStore]]] = {
     "redis": RedisStore,
     "rediss": RedisStore,
     "unix": RedisStore,
     "memcached": MemcachedStore,
+    "postgresql": SQLStore,
+    "mysql": SQLStore,
+    "mariadb": SQLStore,
+    "sqlite": SQLStore,
 }
 
 

@@ -1,0 +1,125 @@
+"""`Connections`: those of one event loop to a database."""
+
+from __future__ import annotations
+
+import asyncio
+import random
+from collections.abc import Generator, Mapping, Sequence
+from contextlib import contextmanager
+from itertools import count
+from typing import Any, Final, NamedTuple
+
+from sqlalchemy.exc import DBAPIError, SQLAlchemyError
+from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
+from sqlalchemy.sql.base import Executable
+
+from asyncsess.backends.sql.databases import TIMEOUT, Database, code_of
+from asyncsess.errors import StoreError
+
+_MOST_RETRIES: Final = 5
+_PAUSE: Final = 0.005
+
+
+class LostConnectionError(StoreError):
+    """The connection broke, or nothing came back in time, when a statement was under way: it may have been run."""
+
+
+class Answer(NamedTuple):
+    """What came of a statement.
+
+    Attributes:
+        matched: How many rows it changed, or returned.
+        rows: Those that it returned.
+    """
+
+    matched: int
+    rows: Sequence[Any] = ()
+
+
+class Connections:
+    """A pool of connections, used by one event loop, one statement at a time on each.
+
+    Args:
+        engine: The pool.
+        database: To what kind of database it leads.
+    """
+
+    def __init__(self, engine: AsyncEngine, database: Database) -> None:
+        self.engine = engine
+        self._database = database
+        self._in_use = 0
+        self._is_idle = asyncio.Event()
+        self._is_idle.set()
+
+    async def run(self, statement: Executable, values: Mapping[str, Any] | None = None) -> Answer:
+        """Run a statement, which is a transaction of its own; again, if the database has rolled it back.
+
+        Raises:
+            LostConnectionError: It may have been run.
+            StoreError: It has changed nothing.
+        """
+        for retries in count():
+            with self.failures(), self._counted():
+                async with asyncio.timeout(TIMEOUT):
+                    connection = await self.engine.connect()
+                try:
+                    return await self._execute(connection, statement, values or {})
+                except DBAPIError as error:
+                    code = code_of(error)
+                    if code in self._database.is_there:
+                        return Answer(0)
+                    if code not in self._database.rolled_back or retries == _MOST_RETRIES:
+                        raise
+                finally:
+                    await asyncio.shield(connection.close())
+            await asyncio.sleep(random.uniform(0, _PAUSE * 2**retries))
+        raise AssertionError("counting has no end")
+
+    async def repeat(self, statement: Executable, values: Mapping[str, Any] | None = None) -> Answer:
+        """Run a statement that may be run twice: on another connection, if the first one broke."""
+        try:
+            return await self.run(statement, values)
+        except LostConnectionError:
+            return await self.run(statement, values)
+
+    async def _execute(self, connection: AsyncConnection, statement: Executable, values: Mapping[str, Any]) -> Answer:
+        try:
+            async with asyncio.timeout(TIMEOUT):
+                result = await connection.execute(statement, values)
+        except (OSError, TimeoutError) as error:
+            await connection.invalidate(error)
+            raise LostConnectionError(f"the database does not answer: {error or type(error).__name__}") from error
+        if not result.returns_rows:
+            return Answer(result.rowcount)
+        rows = result.all()
+        return Answer(len(rows), rows)
+
+    async def dispose(self) -> None:
+        """End all connections, once the statements that are under way have ended."""
+        await self._is_idle.wait()
+        await self.engine.dispose()
+
+    @contextmanager
+    def _counted(self) -> Generator[None]:
+        self._in_use += 1
+        self._is_idle.clear()
+        try:
+            yield
+        finally:
+            self._in_use -= 1
+            if not self._in_use:
+                self._is_idle.set()
+
+    @contextmanager
+    def failures(self) -> Generator[None]:
+        """Translate what goes wrong with the database."""
+        try:
+            yield
+        except DBAPIError as error:
+            cause = error.orig or error
+            if code_of(error) in self._database.is_missing:
+                raise StoreError("the tables of the store are missing: call its create_tables() once") from cause
+            kind = LostConnectionError if error.connection_invalidated else StoreError
+            raise kind(f"the database could not be used: {cause}") from cause
+        except (SQLAlchemyError, OSError, TimeoutError) as error:
+            raise StoreError(f"the database could not be used: {error or type(error).__name__}") from error

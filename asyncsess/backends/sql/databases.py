@@ -1,0 +1,165 @@
+"""`Database`: in what PostgreSQL, MariaDB, MySQL and SQLite differ."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any, Final
+
+from sqlalchemy import URL, ColumnElement, Double, Insert, Table, TextClause, event, literal_column, text
+from sqlalchemy.dialects import mysql, postgresql, sqlite
+from sqlalchemy.engine import make_url
+from sqlalchemy.exc import DBAPIError
+from sqlalchemy.ext.asyncio import AsyncEngine, create_async_engine
+
+TIMEOUT: Final = 5.0
+
+
+@dataclass(frozen=True)
+class Database:
+    """One kind of database.
+
+    Attributes:
+        now: The server's time, in seconds since the epoch.
+        driver: The one that a URL without a driver means.
+        connect_args: What the driver is told.
+        on_connect: What each new connection runs first.
+        insert: Makes an INSERT of its dialect.
+        most_connections: How many each event loop has at most.
+        rolled_back: Codes of errors after which nothing was changed, and the same statement may succeed.
+        is_there: Codes of errors that say that something is there already.
+        is_missing: Codes of errors that say that a table is missing.
+        returns_rows: Whether an UPDATE can return rows.
+        notifies: Whether the server can tell those who wait.
+        take_lifeline: How a connection takes the advisory lock of a number; None if there are no such locks.
+        is_gone: Whether nobody has the advisory lock of a number any more.
+    """
+
+    now: ColumnElement[float]
+    driver: str
+    connect_args: Mapping[str, Any]
+    insert: Callable[[Table], Any]
+    on_connect: tuple[str, ...] = ()
+    most_connections: int = 20
+    rolled_back: frozenset[object] = frozenset()
+    is_there: frozenset[object] = frozenset()
+    is_missing: frozenset[object] = frozenset()
+    returns_rows: bool = True
+    notifies: bool = False
+    take_lifeline: TextClause | None = None
+    is_gone: TextClause | None = None
+
+    def connect(self, url: URL) -> AsyncEngine:
+        """Return an engine each of whose statements is a transaction of its own."""
+        engine = create_async_engine(
+            url,
+            isolation_level="AUTOCOMMIT",
+            pool_size=self.most_connections // 2,
+            max_overflow=self.most_connections // 2,
+            pool_timeout=TIMEOUT,
+            pool_reset_on_return=None,  # there is nothing to roll back, and that would be a round trip
+            skip_autocommit_rollback=True,
+            hide_parameters=True,  # a log is no place for keys
+            connect_args=dict(self.connect_args),
+        )
+        if self.on_connect:
+            event.listen(engine.sync_engine, "connect", self._prepare)
+        return engine
+
+    def insert_new(self, table: Table, values: Mapping[str, Any]) -> Insert:
+        """Return what inserts a row unless its key is there; MariaDB tells that by an error, of those in `is_there`."""
+        statement: Any = self.insert(table).values(values)
+        inserted: Insert = statement if self.insert is mysql.insert else statement.on_conflict_do_nothing()
+        return inserted.execution_options(preserve_rowcount=True)
+
+    def put(self, table: Table, values: Mapping[str, Any], *, column: str) -> Insert:
+        """Return what inserts a row, or changes one column of that which has its key."""
+        statement: Any = self.insert(table).values(values)
+        changed = {column: values[column]}
+        inserted: Insert = (
+            statement.on_duplicate_key_update(changed)
+            if self.insert is mysql.insert
+            else statement.on_conflict_do_update(index_elements=list(table.primary_key), set_=changed)
+        )
+        return inserted
+
+    def _prepare(self, connection: Any, _: object) -> None:
+        cursor = connection.cursor()
+        for statement in self.on_connect:
+            cursor.execute(statement)
+        cursor.close()
+
+
+def database_of(url: URL | str) -> tuple[Database, URL]:
+    """Return the kind of database that a URL leads to, and the URL with its driver.
+
+    Raises:
+        ValueError: It is none of those that are supported, or one that ends with its connection.
+    """
+    url = make_url(url)
+    backend, _, driver = url.drivername.partition("+")
+    database = DATABASES.get(backend)
+    if database is None:
+        raise ValueError(f"{backend} is not supported; these are: {', '.join(DATABASES)}")
+    if database is SQLITE and url.database in (None, "", ":memory:"):
+        raise ValueError("an SQLite database in memory belongs to one connection; name a file, or take a MemoryStore")
+    return database, url if driver else url.set(drivername=f"{backend}+{database.driver}")
+
+
+def code_of(error: DBAPIError) -> object:
+    """Return what the database calls an error: a SQLSTATE of PostgreSQL, a number of MariaDB, a name of SQLite."""
+    orig = error.orig
+    if orig is not None and orig.args and isinstance(orig.args[0], int):
+        return orig.args[0]
+    name = getattr(orig, "sqlite_errorname", None)
+    if name == "SQLITE_ERROR":  # which it calls most things
+        return "no such table" if "no such table" in str(orig) else name
+    return name or getattr(orig, "sqlstate", None)
+
+
+def _seconds(sql: str) -> ColumnElement[float]:
+    return literal_column(sql, Double)
+
+
+POSTGRESQL: Final = Database(
+    now=_seconds("CAST(extract(epoch FROM clock_timestamp()) AS DOUBLE PRECISION)"),
+    driver="psycopg",
+    insert=postgresql.insert,
+    connect_args={"connect_timeout": int(TIMEOUT), "keepalives_idle": 15, "keepalives_interval": 5},
+    rolled_back=frozenset({"40001", "40P01"}),  # serialization failure, deadlock
+    is_there=frozenset({"42P07", "23505", "42710"}),  # two who create a table may also meet in the catalogue
+    is_missing=frozenset({"42P01"}),
+    notifies=True,
+    take_lifeline=text("SELECT CAST(pg_try_advisory_lock(:lifeline) AS int)"),
+    is_gone=text("SELECT CAST(pg_try_advisory_xact_lock_shared(:lifeline) AS int)"),
+)
+
+MARIADB: Final = Database(
+    # In UTC, so that no hour comes twice; the beginning of the statement, so a lease is rather too short.
+    now=_seconds("(TIMESTAMPDIFF(MICROSECOND, '1970-01-01', UTC_TIMESTAMP(6)) / 1e6)"),
+    driver="asyncmy",
+    insert=mysql.insert,
+    connect_args={
+        "connect_timeout": int(TIMEOUT),
+        "init_command": f"SET SESSION innodb_lock_wait_timeout = {int(TIMEOUT)}",
+    },
+    rolled_back=frozenset({1213, 1205, 1020}),  # deadlock, time for a lock is up, changed since it was read
+    is_there=frozenset({1050, 1061, 1062}),
+    is_missing=frozenset({1146}),
+    returns_rows=False,
+    take_lifeline=text("SELECT GET_LOCK(CONCAT('asyncsess.', :lifeline), 0)"),
+    is_gone=text("SELECT IS_FREE_LOCK(CONCAT('asyncsess.', :lifeline))"),
+)
+
+SQLITE: Final = Database(
+    now=_seconds("((julianday('now') - 2440587.5) * 86400.0)"),
+    driver="aiosqlite",
+    insert=sqlite.insert,
+    connect_args={"timeout": TIMEOUT},
+    on_connect=("PRAGMA journal_mode = WAL", "PRAGMA synchronous = NORMAL"),
+    most_connections=8,  # each is a thread, and one at a time writes
+    rolled_back=frozenset({"SQLITE_BUSY_SNAPSHOT", "SQLITE_BUSY_RECOVERY", "SQLITE_LOCKED"}),
+    is_missing=frozenset({"no such table"}),
+)
+
+DATABASES: Final = {"postgresql": POSTGRESQL, "mariadb": MARIADB, "mysql": MARIADB, "sqlite": SQLITE}

@@ -1,0 +1,372 @@
+"""Connections that are cut, servers that are gone, commands that are cancelled."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import random
+from collections.abc import AsyncIterator
+from contextlib import suppress
+from typing import Any
+
+import pytest
+from sqlalchemy import text
+from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, create_async_engine
+
+from asyncsess import CommitUnknownError, LockLostError, StoreError
+from asyncsess.backends.base import Record, Tombstone
+from asyncsess.backends.remote import RemoteBackend
+from asyncsess.backends.sql import SQLEngine, connections
+from asyncsess.expiry import Expiry
+from asyncsess.testing import until
+from asyncsess.testing.contract import KEY, NOW, OTHER_KEY, create, hold, put
+from asyncsess.testing.contract.helpers import hold_name, keys_of
+from tests.backends.sql.conftest import Place
+from tests.backends.sql.proxy import Proxy, proxy
+
+SERVERS = pytest.mark.parametrize("kind", ["postgresql", "mariadb"])
+POSTGRESQL = pytest.mark.parametrize("kind", ["postgresql"])
+
+
+@pytest.fixture
+async def admin(place: Place) -> AsyncIterator[AsyncEngine]:
+    """Another client of the database."""
+    engine = create_async_engine(place.url)
+    yield engine
+    await engine.dispose()
+
+
+@pytest.fixture
+async def between(place: Place) -> AsyncIterator[Proxy]:
+    async with proxy(place.url) as between:
+        yield between
+
+
+@pytest.fixture
+async def far(place: Place, between: Proxy) -> AsyncIterator[RemoteBackend]:
+    """A backend with a proxy before its server."""
+    far = RemoteBackend(SQLEngine(between.url, prefix=place.prefix))
+    await far.open()
+    yield far
+    await far.aclose()
+
+
+async def end_all_connections(admin: AsyncEngine) -> None:
+    """Have PostgreSQL end all connections but this one."""
+    async with admin.connect() as connection:
+        await connection.execute(
+            text(
+                "SELECT pg_terminate_backend(pid) FROM pg_stat_activity"
+                " WHERE pid <> pg_backend_pid() AND datname = current_database()"
+            )
+        )
+
+
+class Blocked:
+    """A row that somebody else keeps for himself, so that what changes it waits."""
+
+    def __init__(self, admin: AsyncEngine, place: Place, key: str = KEY) -> None:
+        self._admin, self._place, self._key = admin, place, key
+
+    async def __aenter__(self) -> AsyncConnection:
+        self._connection = await self._admin.connect()
+        await self._connection.execute(
+            text(f"UPDATE {self._place.prefix}sessions SET line = line WHERE {self._quoted('key')} = :of"),
+            {"of": self._key},
+        )
+        return self._connection
+
+    async def __aexit__(self, *_: object) -> None:
+        await self._connection.rollback()
+        await self._connection.close()
+
+    def _quoted(self, name: str) -> str:
+        return self._admin.dialect.identifier_preparer.quote(name)
+
+    async def is_waited_for(self) -> None:
+        """Return once another waits for the row."""
+        query = (
+            "SELECT count(*) FROM pg_stat_activity WHERE wait_event_type = 'Lock' AND query LIKE :what"
+            if self._admin.dialect.name == "postgresql"
+            else "SELECT count(*) FROM information_schema.innodb_trx"
+            " WHERE trx_state = 'LOCK WAIT' AND trx_query LIKE :what"
+        )
+        async with self._admin.connect() as connection:
+            await connection.execution_options(isolation_level="AUTOCOMMIT")
+            while not await connection.scalar(text(query), {"what": f"%{self._place.prefix}%"}):
+                await asyncio.sleep(0.01)
+
+
+@POSTGRESQL
+async def test_a_holder_whose_connections_were_ended_goes_on(backend: RemoteBackend, admin: AsyncEngine) -> None:
+    async with create(backend) as held:
+        await end_all_connections(admin)
+        await held.commit(b"second", now=NOW)
+        await end_all_connections(admin)
+        await held.commit(b"third", now=NOW, is_last=True)
+    assert await backend.read(KEY) == Record(b"third", 3, NOW, NOW)
+    await end_all_connections(admin)
+    assert await keys_of(backend) == [KEY]
+
+
+@POSTGRESQL
+async def test_a_commit_whose_connection_was_ended_before_it_was_stored_is_stored(
+    backend: RemoteBackend, admin: AsyncEngine, place: Place
+) -> None:
+    async with create(backend) as held:
+        blocked = Blocked(admin, place)
+        async with blocked as connection:
+            commit = asyncio.create_task(held.commit(b"second", now=NOW))
+            await blocked.is_waited_for()
+            await connection.execute(
+                text("SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE wait_event_type = 'Lock'")
+            )
+        assert await commit == await backend.read(KEY) == Record(b"second", 2, NOW, NOW)
+
+
+@SERVERS
+@pytest.mark.parametrize("is_last", [False, True])
+async def test_a_commit_whose_answer_was_lost_is_known_to_be_stored(
+    far: RemoteBackend, other: RemoteBackend, between: Proxy, is_last: bool
+) -> None:
+    async with create(far) as held:
+        between.loses_next_answer = True
+        assert await held.commit(b"second", now=NOW, is_last=is_last) == Record(b"second", 2, NOW, NOW)
+        assert not between.loses_next_answer
+    assert await other.read(KEY) == Record(b"second", 2, NOW, NOW)
+    async with hold(other, timeout=5) as held:
+        assert held.record == Record(b"second", 2, NOW, NOW)
+
+
+@SERVERS
+async def test_a_commit_is_unknown_when_its_answer_was_lost_and_the_server_can_not_be_asked(
+    far: RemoteBackend, other: RemoteBackend, between: Proxy
+) -> None:
+    async with create(far) as held:
+        between.loses_next_answer = between.is_gone = True
+        with pytest.raises(CommitUnknownError) as caught:
+            await held.commit(b"second", now=NOW)
+        assert isinstance(caught.value.__cause__, StoreError)
+        assert caught.value.__cause__.__cause__ is not None
+        between.is_gone = False
+        assert await held.commit(b"third", now=NOW) == await other.read(KEY) == Record(b"third", 3, NOW, NOW)
+
+
+@SERVERS
+async def test_a_commit_whose_answer_was_lost_is_lost_if_another_has_the_session(
+    far: RemoteBackend, other: RemoteBackend, between: Proxy
+) -> None:
+    async with create(far) as held:
+        async with hold(far, OTHER_KEY, create=True):
+            pass
+        await held.renew(0.01)
+        async with hold(other, timeout=5):
+            between.loses_next_answer = True
+            with pytest.raises(LockLostError):
+                await held.commit(b"late", now=NOW)
+    assert await other.read(KEY) == Record(b"payload", 1, NOW, NOW)
+
+
+async def test_a_commit_that_reaches_the_database_late_changes_nothing(backend: RemoteBackend) -> None:
+    engine = engine_of(backend)
+    async with create(backend) as held:
+        await held.commit(b"second", now=NOW)
+        for statement in (engine._sessions.commit, engine._sessions.commit_last):
+            values = {"data": b"first", "before": 1, "made_at": NOW, "used_at": NOW, "of": KEY}
+            claim = held._claim  # type: ignore[attr-defined]
+            assert (await engine._here().run(statement, {**values, "who": claim.token})).matched == 0
+        await held.commit(b"third", now=NOW)
+    assert await backend.read(KEY) == Record(b"third", 3, NOW, NOW)
+
+
+@SERVERS
+async def test_a_lock_that_was_granted_when_the_server_went_away_is_given_back_or_ends(
+    far: RemoteBackend, other: RemoteBackend, between: Proxy, kind: str
+) -> None:
+    await put(other)
+    between.loses_next_answer = between.is_gone = True
+    with pytest.raises(StoreError):
+        await hold(far, lease=0.1).__aenter__()
+    between.is_gone = False
+    async with hold(other, timeout=30) as held, hold(far, OTHER_KEY, create=True):
+        await held.commit(b"second", now=NOW)
+
+
+@SERVERS
+@pytest.mark.parametrize("tombstone", [None, Tombstone(b"note", NOW)])
+async def test_a_deletion_whose_answer_was_lost_is_known(
+    far: RemoteBackend, other: RemoteBackend, between: Proxy, tombstone: Tombstone | None
+) -> None:
+    async with create(far) as held:
+        between.loses_next_answer = True
+        await held.delete(tombstone, now=NOW)
+    assert await other.read(KEY) == tombstone
+
+
+@SERVERS
+async def test_a_session_whose_creation_was_not_answered_is_there_and_held(
+    far: RemoteBackend, other: RemoteBackend, between: Proxy
+) -> None:
+    between.loses_next_answer = True
+    async with create(far) as held:
+        await held.commit(b"second", now=NOW)
+    assert await other.read(KEY) == Record(b"second", 2, NOW, NOW)
+
+
+@SERVERS
+async def test_a_lock_whose_grant_was_not_answered_is_had(
+    far: RemoteBackend, other: RemoteBackend, between: Proxy
+) -> None:
+    await put(other)
+    between.loses_next_answer = True
+    async with hold(far, timeout=0) as held:
+        await held.commit(b"second", now=NOW)
+    for name in "ab":
+        between.loses_next_answer = True
+        async with hold_name(far, name, timeout=0) as name_held:
+            await name_held.check()
+            between.loses_next_answer = True
+    async with hold(other, timeout=0), hold_name(other, "a", timeout=0), hold_name(other, "b", timeout=0):
+        pass
+
+
+@SERVERS
+@pytest.mark.parametrize("how", ["gone", "silent"])
+async def test_what_a_server_that_is_gone_or_silent_is_asked_fails_in_bounded_time(
+    far: RemoteBackend,
+    between: Proxy,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+    how: str,
+) -> None:
+    caplog.set_level(logging.ERROR, "psycopg")  # its warning holds an exception, and that a socket
+    monkeypatch.setattr(connections, "TIMEOUT", 0.2)
+    await put(far)
+    between.loses_next_answer = between.is_gone = how == "gone"
+    between.is_silent = how == "silent"
+    for use in (
+        lambda: far.read(KEY),
+        lambda: hold(far).__aenter__(),
+        lambda: put(far, key=OTHER_KEY),
+        lambda: far.touch(KEY, now=NOW),
+        lambda: far.members(KEY),
+    ):
+        async with asyncio.timeout(50):
+            with pytest.raises(StoreError) as caught:
+                await use()
+        assert caught.value.__cause__ is not None
+    between.is_gone = between.is_silent = False
+
+
+@SERVERS
+async def test_two_round_trips_are_enough_for_an_exclusive_block_and_one_for_a_snapshot(
+    far: RemoteBackend, between: Proxy, kind: str
+) -> None:
+    await put(far)
+    await far.read(KEY)
+
+    async def turns(work: Any) -> int:
+        before = between.turns
+        await work
+        return between.turns - before
+
+    async def change() -> None:
+        async with hold(far) as held:
+            await held.commit(b"new", now=NOW, is_last=True)
+
+    async def lock_a_name() -> None:
+        async with hold_name(far, "a"):
+            pass
+
+    first_asks_to_load = 1 if kind == "mariadb" else 0  # it returns no rows from an update
+    assert await turns(change()) == 2 + first_asks_to_load
+    assert await turns(far.read(KEY)) == 1
+    assert await turns(far.touch(KEY, now=NOW + 1)) == 1
+    assert await turns(lock_a_name()) == 2
+    assert await turns(hold(far, "c3" * 32).__aenter__()) == 2  # there is none
+
+
+async def test_nothing_is_open_while_a_session_is_held(backend: RemoteBackend, place: Place, kind: str) -> None:
+    async with create(backend):
+        pool = engine_of(backend)._here().engine.pool
+        assert pool.checkedout() == ("advisory" in kind)  # type: ignore[attr-defined]
+
+
+async def test_cancelled_commands_leave_neither_locks_nor_connections_behind(
+    backend: RemoteBackend, other: RemoteBackend, place: Place, kind: str
+) -> None:
+    await put(backend)
+    dice, versions = random.Random(7), [1]
+
+    async def work() -> None:
+        async with hold(backend, create=True) as held:
+            versions.append((await held.commit(b"new", now=NOW)).version)
+            await backend.read(KEY)
+            await backend.touch(KEY, now=NOW)
+
+    for _ in range(200):
+        task = asyncio.create_task(work())
+        for _ in range(dice.randrange(60)):
+            await asyncio.sleep(0 if dice.randrange(3) else 0.0003)
+        task.cancel()
+        with suppress(asyncio.CancelledError):
+            await task
+    async with hold(other, timeout=10) as held:
+        assert isinstance(held.record, Record)
+        assert held.record.version >= max(versions)
+    pool = engine_of(backend)._here().engine.pool
+    await until(lambda: pool.checkedout() == ("advisory" in kind))  # type: ignore[attr-defined]
+    if kind.startswith("postgresql"):
+        async with engine_of(other)._here().engine.connect() as connection:
+            query = "SELECT count(*) FROM pg_stat_activity WHERE state LIKE 'idle in transaction%'"
+            assert await connection.scalar(text(query)) == 0
+    assert (backend.statistics().holding, backend.statistics().waiting) == (0, 0)
+
+
+@SERVERS
+async def test_a_sweep_that_was_rolled_back_for_a_deadlock_is_run_again(
+    backend: RemoteBackend, admin: AsyncEngine, place: Place, kind: str
+) -> None:
+    keys = [f"{number:064x}" for number in range(50)]
+    for key in keys:
+        await put(backend, key=key)
+    last, first = Blocked(admin, place, keys[-1]), keys[0]
+    async with last as connection:
+        quoted = connection.dialect.identifier_preparer.quote("key")
+        if kind == "postgresql":
+            await connection.execute(text("SET deadlock_timeout = '1h'"))  # so that it ends the other
+        else:  # it ends whoever has changed less
+            await connection.execute(text(f"CREATE TABLE {place.prefix}more (n INT)"))
+            await connection.rollback()
+            numbers = ", ".join(f"({number})" for number in range(1000))
+            await connection.execute(text(f"INSERT INTO {place.prefix}more VALUES {numbers}"))
+            await connection.execute(
+                text(f"UPDATE {place.prefix}sessions SET line = line WHERE {quoted} = :of"), {"of": keys[-1]}
+            )
+        sweep = asyncio.create_task(backend.delete_expired(Expiry(1.0), now=NOW + 9))
+        await last.is_waited_for()
+        await connection.execute(
+            text(f"UPDATE {place.prefix}sessions SET accessed_at = :now WHERE {quoted} = :of"),
+            {"of": first, "now": NOW + 99},
+        )
+        await connection.commit()
+    assert await sweep == len(keys) - 1
+    assert await keys_of(backend) == [first]
+
+
+@pytest.mark.parametrize("kind", ["postgresql", "mariadb", "sqlite"])
+async def test_closing_waits_for_what_is_under_way(place: Place) -> None:
+    for turns in range(0, 40, 3):
+        backend = place.backend()
+        await backend.open()
+        read = asyncio.create_task(backend.read(KEY))
+        for _ in range(turns):
+            await asyncio.sleep(0)
+        await backend.aclose()
+        await asyncio.wait([read])
+        await backend.aclose()  # it may have begun after the first
+
+
+def engine_of(backend: RemoteBackend) -> SQLEngine:
+    assert isinstance(backend._engine, SQLEngine)
+    return backend._engine

@@ -1,0 +1,387 @@
+"""What is particular to databases: their tables, whose turn it is among processes, and what their servers tell."""
+
+from __future__ import annotations
+
+import asyncio
+import secrets
+from datetime import timedelta
+from pathlib import Path
+
+import pytest
+import time_machine
+from sqlalchemy import text
+from sqlalchemy.ext.asyncio import create_async_engine
+
+from asyncsess import LockLostError, LockTimeoutError, StoreError
+from asyncsess.backends.base import Backend, Held, Record, Tombstone
+from asyncsess.backends.remote import RemoteBackend
+from asyncsess.backends.remote.engine import Busy, Claim, Granted
+from asyncsess.backends.remote.lines import process
+from asyncsess.backends.sql import SQLEngine, acquisition, listener, locks
+from asyncsess.expiry import Expiry
+from asyncsess.stores import SQLStore
+from asyncsess.testing import until
+from asyncsess.testing.contract import KEY, NOW, OTHER_KEY, hold, put
+from asyncsess.testing.contract.helpers import hold_name, keys_of
+from tests.backends.sql.conftest import Place
+
+POSTGRESQL = pytest.mark.parametrize("kind", ["postgresql"])
+LEASE = pytest.mark.parametrize("kind", ["postgresql", "mariadb", "sqlite"])
+ADVISORY = pytest.mark.parametrize("kind", ["postgresql advisory", "mariadb advisory"])
+
+
+# Tables.
+
+
+@LEASE
+async def test_tables_may_be_made_at_once_and_again(place: Place) -> None:
+    for number in range(5):
+        engines = [SQLEngine(place.url, prefix=f"{place.prefix}{number}_") for _ in range(4)]
+        await asyncio.gather(*(engine.create_tables() for engine in engines))
+        await engines[0].create_tables()
+        await asyncio.gather(*(engine.aclose() for engine in engines))
+
+
+@LEASE
+async def test_the_statements_that_are_shown_make_the_tables(place: Place) -> None:
+    store = SQLStore(place.url, prefix=f"{place.prefix}shown_", sweep_interval=None)
+    engine = create_async_engine(store._sql._url)
+    async with engine.begin() as connection:
+        for statement in store.ddl().split(";"):
+            if statement.strip():
+                await connection.execute(text(statement))
+    await engine.dispose()
+    async with store:
+        session_id = await store.create({"n": 1})
+        async with store.open(session_id) as session:
+            session["n"] += 1
+
+
+@LEASE
+async def test_whoever_has_no_tables_is_told_what_to_do(place: Place) -> None:
+    async with SQLStore(place.url, prefix="none_", sweep_interval=None) as store:
+        with pytest.raises(StoreError, match=r"create_tables\(\)") as caught:
+            await store.create({})
+        assert caught.value.__cause__ is not None
+
+
+@pytest.mark.parametrize(
+    ("url", "options", "why"),
+    [
+        ("sqlite://", {}, "name a file"),
+        ("sqlite+aiosqlite:///:memory:", {}, "name a file"),
+        ("oracle://host/db", {}, "oracle is not supported"),
+        ("sqlite:///some.file", {"locking": "advisory"}, "sqlite has no advisory locks"),
+        ("sqlite:///some.file", {"locking": "hope"}, "lease, advisory"),
+    ],
+)
+def test_what_can_not_work_is_refused(url: str, options: dict[str, str], why: str) -> None:
+    with pytest.raises(ValueError, match=why):
+        SQLStore(url, **options)  # type: ignore[arg-type]
+
+
+@LEASE
+async def test_an_engine_of_the_program_is_used_in_its_loop_and_stays_open(place: Place) -> None:
+    theirs = create_async_engine(SQLEngine(place.url)._url)
+    pool = theirs.pool
+    async with SQLStore(theirs, prefix=place.prefix) as store:
+        session_id = await store.create({"n": 1})
+        async with store.open(session_id) as session:
+            session["n"] += 1
+
+        def elsewhere() -> None:
+            with pytest.raises(StoreError, match="one event loop"):
+                asyncio.run(store._sql.read(KEY))
+
+        await asyncio.to_thread(elsewhere)
+    assert theirs.pool is pool  # disposing of it would make another
+    assert pool.checkedout() == 0  # type: ignore[attr-defined]
+    async with theirs.connect() as connection:
+        assert await connection.scalar(text("SELECT 1")) == 1
+    await theirs.dispose()
+
+
+# Records.
+
+
+async def test_what_is_large_or_named_strangely_comes_back(backend: RemoteBackend, other: RemoteBackend) -> None:
+    payload = bytes(range(256)) * 4096
+    await put(backend, payload)
+    assert await other.read(KEY) == Record(payload, 1, NOW, NOW)
+    async with (
+        hold_name(backend, "a"),
+        hold_name(other, "A", timeout=0),
+        hold_name(other, "a ", timeout=0),
+        hold_name(other, "ä" * 4000, timeout=0),
+        hold_name(other, "\udcff\0", timeout=0),
+    ):
+        pass
+
+
+async def test_a_sweep_goes_through_more_than_one_page(backend: RemoteBackend) -> None:
+    old = [f"{number:064x}" for number in range(505)]
+    group = "e" * 64
+    await put(backend, key=OTHER_KEY, now=NOW + 60)
+    for first in range(0, len(old), 20):
+        some = old[first : first + 20]
+        await asyncio.gather(*(put(backend, key=key) for key in some))
+        await asyncio.gather(*(backend.add_member(group, key, now=NOW) for key in some))
+    async with hold(backend, old[0]) as held:
+        await held.delete(Tombstone(b"", NOW + 9), now=NOW)
+    assert await keys_of(backend) == [*old[1:], OTHER_KEY]
+    assert await backend.delete_expired(Expiry(60.0, None), now=NOW + 60) == 504
+    assert await keys_of(backend) == [OTHER_KEY]
+    await backend.delete_expired(Expiry(), now=NOW + 61)
+    assert (await backend.read(old[0]), await backend.members(group)) == (None, {})
+
+
+async def test_what_is_used_after_a_sweep_has_found_it_stays(backend: RemoteBackend) -> None:
+    held_key, used_key, old_key = ("0" * 63 + digit for digit in "123")
+    for key in (held_key, used_key, old_key):
+        await put(backend, key=key)
+    engine, limits = store_engine(backend), {"idle": 60.0, "lifetime": 1e15, "at": NOW + 60, "made_until": NOW}
+    found = (await engine._here().run(engine._sessions.expired, {**limits, "after": ""})).rows
+    assert found == [(held_key,), (used_key,), (old_key,)]
+    await backend.touch(used_key, now=NOW + 1)
+    async with hold(backend, held_key):
+        keys = [key for (key,) in found]
+        assert (await engine._here().run(engine._sessions.delete_expired, {**limits, "keys": keys})).matched == 1
+        assert await keys_of(backend) == [held_key, used_key]
+
+
+async def test_a_lock_leaves_no_row_behind(backend: RemoteBackend, other: RemoteBackend, place: Place) -> None:
+    async def enter(handle: Backend) -> None:
+        async with hold(handle, create=True), hold_name(handle, "a"):
+            pass
+
+    for _ in range(5):
+        waiters = [asyncio.create_task(enter(handle)) for handle in (backend, other)]
+        await asyncio.gather(*waiters)
+    async with hold(backend, create=True):
+        waiter = asyncio.create_task(enter(other))
+        await until(lambda: other.statistics().waiting == 1)
+        waiter.cancel()
+        await asyncio.wait([waiter])
+    engine = store_engine(other)
+    for name in (None, "a"):
+        async with hold(backend, create=True) as held, hold_name(backend, "a"):
+            claim = Claim(KEY, name, process.token(), held._claim.holder, 60.0, True)  # type: ignore[attr-defined]
+            assert isinstance(await engine.take(claim), Busy)
+        await engine.leave(claim)  # as the last
+    client = store_engine(backend)._here()
+    for table in ("sessions", "locks"):
+        assert (await client.run(text(f"SELECT count(*) FROM {place.prefix}{table}"))).rows == [(0,)]
+
+
+# Whose turn it is.
+
+
+async def test_processes_come_in_the_order_in_which_they_asked(
+    backend: RemoteBackend, other: RemoteBackend, place: Place
+) -> None:
+    third = place.backend()
+    came: list[int] = []
+
+    async def enter(number: int, handle: Backend) -> None:
+        async with hold(handle):
+            came.append(number)
+
+    await put(backend)
+    async with asyncio.TaskGroup() as tasks, hold(backend):
+        for number, handle in enumerate((other, third)):
+            tasks.create_task(enter(number, handle))
+            await until(lambda: handle.statistics().waiting == 1)  # noqa: B023
+        tasks.create_task(enter(2, backend))
+        await until(lambda: backend.statistics().waiting == 1)
+    assert came == [0, 1, 2]
+    await third.aclose()
+
+
+async def test_a_process_that_wants_it_again_at_once_lets_those_who_wait_go_first(
+    backend: RemoteBackend, other: RemoteBackend
+) -> None:
+    await put(backend)
+    came: list[str] = []
+
+    async def enter(name: str, handle: Backend) -> None:
+        async with hold(handle):
+            came.append(name)
+
+    async with asyncio.TaskGroup() as tasks:
+        async with hold(backend):
+            tasks.create_task(enter("who waited", other))
+            await until(lambda: other.statistics().waiting == 1)
+        await enter("who had it", backend)
+    assert came == ["who waited", "who had it"]
+
+
+async def test_a_claim_that_comes_no_more_is_passed_over(backend: RemoteBackend, other: RemoteBackend) -> None:
+    engine = store_engine(other)
+    await put(backend)
+    async with hold(backend) as held:
+        for number in range(2):
+            claim = Claim(KEY, None, f"{'0' * 16}.{number}", held._claim.holder, 60.0)  # type: ignore[attr-defined]
+            assert isinstance(await engine.take(claim), Busy)
+    async with hold(backend, timeout=20) as held:
+        await held.commit(b"new", now=NOW)
+    async with hold(backend, timeout=0):  # and nobody stands in line any more
+        pass
+
+
+async def test_a_late_holder_stores_nothing_beside_one_that_has_not_stored_anything_yet(
+    backend: RemoteBackend, other: RemoteBackend
+) -> None:
+    await put(backend)
+    for is_last in (False, True):
+        async with hold(backend, lease=0.01) as late:
+
+            async def follow(late: Held = late, is_last: bool = is_last) -> None:
+                async with hold(other):
+                    with pytest.raises(LockLostError):
+                        await late.commit(b"late", now=NOW, is_last=is_last)
+                    with pytest.raises(LockLostError):
+                        await late.renew(1.0)
+
+            await asyncio.create_task(follow())
+    assert await other.read(KEY) == Record(b"payload", 1, NOW, NOW)
+
+
+async def test_a_grant_is_told_again_to_who_asks_again(backend: RemoteBackend) -> None:
+    await put(backend)
+    engine = store_engine(backend)
+    async with hold(backend) as held:
+        claim = held._claim  # type: ignore[attr-defined]
+        for _ in range(2):
+            assert await engine.take(claim) == Granted(Record(b"payload", 1, NOW, NOW))
+    assert isinstance(await engine.take(claim), Granted)
+    await engine.leave(claim)
+
+
+async def test_the_clock_of_a_client_ends_no_lease(backend: RemoteBackend, other: RemoteBackend) -> None:
+    await put(backend)
+    async with hold(backend, lease=60):
+        with time_machine.travel(timedelta(days=400)), pytest.raises(LockTimeoutError):
+            await asyncio.create_task(hold(other, timeout=0.05).__aenter__())
+    async with hold(other, timeout=0):
+        pass
+
+
+# What servers tell.
+
+
+@POSTGRESQL
+async def test_who_waits_for_another_process_is_told_by_postgresql(
+    backend: RemoteBackend, other: RemoteBackend, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(acquisition, "_LONGEST_PAUSE", 3600.0)
+    await put(backend)
+
+    async def enter(handle: Backend) -> None:
+        async with hold(handle):
+            pass
+
+    async def enter_name(handle: Backend) -> None:
+        async with hold_name(handle, "a"):
+            pass
+
+    for enter_it, held in ((enter, hold(backend)), (enter_name, hold_name(backend, "a"))):
+        async with asyncio.timeout(20), asyncio.TaskGroup() as tasks:
+            async with held:
+                waiter = tasks.create_task(enter_it(other))
+                waits = store_engine(other)._here().waits
+                await until(lambda: other.statistics().waiting == 1 and waits.is_hearing)  # noqa: B023
+            await waiter
+
+
+@POSTGRESQL
+async def test_who_waits_is_told_also_if_the_lock_was_given_back_while_nobody_listened(
+    backend: RemoteBackend, other: RemoteBackend, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(acquisition, "_LONGEST_PAUSE", 3600.0)
+    await put(backend)
+    client, is_relying = store_engine(other)._here(), asyncio.Event()
+    told = client.waits.told
+
+    async def told_and_noted(token: str, seconds: float) -> None:
+        if client.waits.is_hearing:
+            is_relying.set()
+        await told(token, seconds)
+
+    monkeypatch.setattr(client.waits, "told", told_and_noted)
+
+    async def enter() -> None:
+        async with hold(other):
+            pass
+
+    async with asyncio.timeout(20), hold(backend) as held:
+        waiter = asyncio.create_task(enter())
+        await is_relying.wait()  # on being told: it does not ask by itself
+        end = text("SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE query LIKE :what")
+        await store_engine(backend)._here().run(end, {"what": f"LISTEN {locks.CHANNEL}{listener.process.name}"})
+        await until(lambda: not client.waits.is_hearing)
+        await held.release(now=NOW)
+        await waiter
+
+
+@ADVISORY
+async def test_a_lock_ends_with_the_connection_that_shows_that_its_holder_is_there(
+    backend: RemoteBackend, other: RemoteBackend, kind: str
+) -> None:
+    await put(backend)
+    seen = asyncio.Event()
+
+    async def follow() -> None:
+        async with hold(other, timeout=30) as held:
+            await held.commit(b"theirs", now=NOW)
+            seen.set()
+
+    async with hold(backend) as held:  # with no end of its lease
+        with pytest.raises(LockTimeoutError):
+            await asyncio.create_task(hold(other, timeout=0.5).__aenter__())
+        lifeline = await store_engine(backend)._here().lifeline()
+        await end_connection_of(other, kind, lifeline)
+        await asyncio.create_task(follow())
+        with pytest.raises(LockLostError):
+            await held.commit(b"late", now=NOW)
+    assert await other.read(KEY) == Record(b"theirs", 2, NOW, NOW)
+    async with hold(backend, timeout=30) as held:  # with a new connection
+        await held.commit(b"again", now=NOW)
+
+
+async def end_connection_of(backend: RemoteBackend, kind: str, lifeline: int | None) -> None:
+    client = store_engine(backend)._here()
+    if kind.startswith("postgresql"):
+        find = "SELECT pg_terminate_backend(pid) FROM pg_locks WHERE locktype = 'advisory' AND objid = :low"
+        assert lifeline is not None
+        await client.run(text(find), {"low": lifeline & 0xFFFFFFFF})
+        return
+    used = text("SELECT IS_USED_LOCK(CONCAT('asyncsess.', :lifeline))")
+    ((number,),) = (await client.run(used, {"lifeline": lifeline})).rows
+    await client.run(text(f"KILL {number}"))
+
+
+@ADVISORY
+async def test_without_its_advisory_lock_a_process_takes_no_lock(
+    backend: RemoteBackend, other: RemoteBackend, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    taken = await store_engine(other)._here().lifeline()
+    monkeypatch.setattr(secrets, "randbits", lambda _: taken)
+    monkeypatch.setattr(listener, "TIMEOUT", 0.3)
+    with pytest.raises(StoreError, match="advisory") as caught:
+        await put(backend)
+    assert caught.value.__cause__ is not None
+
+
+# SQLite.
+
+
+async def test_an_sqlite_database_lets_readers_read_while_one_writes(tmp_path: Path) -> None:
+    async with SQLStore(f"sqlite:///{tmp_path}/db", sweep_interval=None) as store:
+        await store.create_tables()
+        ((mode,),) = (await store._sql._here().run(text("PRAGMA journal_mode"))).rows
+        assert mode == "wal"
+
+
+def store_engine(backend: RemoteBackend) -> SQLEngine:
+    assert isinstance(backend._engine, SQLEngine)
+    return backend._engine
