@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
-from datetime import UTC, datetime
 from typing import Any, Final
 
+from asyncsess.backends.remote import holders
 from asyncsess.backends.remote.engine import Busy
 from asyncsess.backends.sql.client import Client
 from asyncsess.backends.sql.databases import Database
 from asyncsess.backends.sql.locks import KEPT, LockStatements
 from asyncsess.backends.sql.waits import LONGEST_PAUSE
-from asyncsess.errors import Holder
 
 _LONGEST_PAUSE: Final = 0.5  # also for those whom a server tells: what it tells may get lost on the way
 
@@ -91,16 +89,4 @@ class Acquisition:
         left = state.left + KEPT if state.is_free else state.left
         longest = _LONGEST_PAUSE if state.lifeline is None else LONGEST_PAUSE  # that a holder is gone, nobody tells
         place = self._place(state) or 0
-        return Busy(_decoded(state.holder), place + (not state.is_free), min(longest, max(0.0, left)))
-
-
-def encoded(holder: Holder) -> str:
-    """Return what is stored of a holder."""
-    return json.dumps([holder.pid, holder.task, holder.since.timestamp(), holder.where])
-
-
-def _decoded(text: str | None) -> Holder | None:
-    if text is None:
-        return None
-    pid, task, since, where = json.loads(text)
-    return Holder(pid, task, datetime.fromtimestamp(since, UTC), where)
+        return Busy(holders.unpack(state.holder), place + (not state.is_free), min(longest, max(0.0, left)))

@@ -24,6 +24,10 @@ class LostConnectionError(StoreError):
     """The connection broke, or nothing came back in time, when a statement was under way: it may have been run."""
 
 
+class MissingTablesError(StoreError):
+    """The tables have not been made, or were dropped."""
+
+
 class Answer(NamedTuple):
     """What came of a statement.
 
@@ -118,7 +122,7 @@ class Connections:
         except DBAPIError as error:
             cause = error.orig or error
             if code_of(error) in self._database.is_missing:
-                raise StoreError("the tables of the store are missing: call its create_tables() once") from cause
+                raise MissingTablesError("the tables of the store are missing: call its create_tables() once") from cause
             kind = LostConnectionError if error.connection_invalidated else StoreError
             raise kind(f"the database could not be used: {cause}") from cause
         except (SQLAlchemyError, OSError, TimeoutError) as error:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
-import logging
 import math
 import weakref
 from collections.abc import AsyncIterator, Callable, Mapping
@@ -15,11 +14,12 @@ from sqlalchemy.ext.asyncio import AsyncEngine
 from sqlalchemy.sql.base import Executable
 
 from asyncsess.backends.base import Found, Record, Tombstone
+from asyncsess.backends.remote import holders
 from asyncsess.backends.remote.engine import Busy, Claim, Granted
 from asyncsess.backends.remote.held import finish
-from asyncsess.backends.sql.acquisition import Acquisition, encoded
+from asyncsess.backends.sql.acquisition import Acquisition
 from asyncsess.backends.sql.client import Client
-from asyncsess.backends.sql.connections import LostConnectionError
+from asyncsess.backends.sql.connections import LostConnectionError, MissingTablesError
 from asyncsess.backends.sql.databases import database_of
 from asyncsess.backends.sql.locks import FOREVER, LockStatements
 from asyncsess.backends.sql.sessions import AT_ONCE, MemberStatements, SessionStatements, decode
@@ -27,8 +27,6 @@ from asyncsess.backends.sql.sweep import sweep
 from asyncsess.backends.sql.tables import Tables
 from asyncsess.errors import CommitUnknownError, LockLostError, StoreError
 from asyncsess.expiry import Expiry
-
-logger = logging.getLogger("asyncsess")
 
 Locking = Literal["lease", "advisory"]
 _LOST: Final = "the session was taken over by another; nothing was stored"
@@ -75,7 +73,10 @@ class SQLEngine:
             await client.run(statement)
 
     async def open(self) -> None:
-        await self.now()
+        try:
+            await self.read("")
+        except MissingTablesError:
+            await self.create_tables()
 
     async def aclose(self) -> None:
         client = self._clients.pop(asyncio.get_running_loop(), None)
@@ -95,22 +96,12 @@ class SQLEngine:
         """Do nothing: what could not be sent leaves nothing behind."""
 
     async def take(self, claim: Claim) -> Granted | Busy:
-        return await finish(self._take_or_leave(claim))
+        return await finish(self._take(claim))
 
-    async def _take_or_leave(self, claim: Claim) -> Granted | Busy:
-        client = self._here()
+    async def _take(self, claim: Claim) -> Granted | Busy:
+        client, locks = self._here(), self._locks(claim)
         is_new = client.waits.begin(claim.token)
-        try:
-            return await self._take(client, claim, is_new=is_new)
-        except LostConnectionError:  # it may be granted, and nobody would know
-            await self._leave_behind(claim)
-            raise
-        except StoreError:
-            client.forget(claim)
-            raise
-
-    async def _take(self, client: Client, claim: Claim, *, is_new: bool) -> Granted | Busy:
-        locks, values = self._locks(claim), await self._taking(claim)
+        values = await self._taking(claim)
         if claim.name is not None and is_new and (await client.repeat(locks.adopt, values)).matched:
             return self._granted(client, claim, None)  # as most often: a name has a row only while it is held
         answer = await Acquisition(client, self._database, locks, values).take()
@@ -130,12 +121,6 @@ class SQLEngine:
             await self.release(claim, now=None)
             return Granted(None, is_locked=False)
         return self._granted(client, claim, found, was_late=taken_from is not None)
-
-    async def _leave_behind(self, claim: Claim) -> None:
-        try:
-            await self.leave(claim)
-        except StoreError as error:  # its lease will end
-            logger.warning("a lock that may have been granted could not be given back: %s", error)
 
     def _granted(self, client: Client, claim: Claim, found: Found, *, was_late: bool = False) -> Granted:
         client.holds(claim, self._locks(claim), _row_key(claim))
@@ -194,64 +179,42 @@ class SQLEngine:
         return bool(is_made)
 
     async def commit(self, claim: Claim, before: Found, payload: bytes, *, now: float, is_last: bool) -> Record:
-        return await finish(self._commit_next(claim, before, payload, now, is_last=is_last))
-
-    async def _commit_next(self, claim: Claim, before: Found, payload: bytes, now: float, *, is_last: bool) -> Record:
         version, created_at = (before.version, before.created_at) if isinstance(before, Record) else (0, now)
-        try:
-            record = await self._commit(claim, Record(payload, version + 1, created_at, now), is_last=is_last)
-        except LockLostError:
-            row = await self._row(self._sessions.committed, claim.key)
-            if row is None or row.token != claim.token:
-                raise
-            # What was not known of the commit before is known now: it was stored.
-            record = await self._commit(claim, Record(payload, row.version + 1, created_at, now), is_last=is_last)
+
+        def was_stored(row: Any) -> bool | None:
+            if row is None or row.until is not None or row.version > version + 1:
+                return None
+            return bool(row.version == version + 1 and row.committed_by == claim.token)
+
+        values = {"data": payload, "before": version, "made_at": created_at, "used_at": now}
+        statement = self._sessions.commit_last if is_last else self._sessions.commit
+        await self._change(claim, statement, values, was_stored)
         if is_last:
             self._here().forget(claim)
-        return record
-
-    async def _commit(self, claim: Claim, record: Record, *, is_last: bool) -> Record:
-        def was_stored(row: Any) -> bool | None:
-            if row is None or row.until is not None or row.version > record.version:
-                return None
-            return bool(row.version == record.version and row.committed_by == claim.token)
-
-        values = {"data": record.payload, "before": record.version - 1, "made_at": record.created_at}
-        statement = self._sessions.commit_last if is_last else self._sessions.commit
-        await self._change(claim, statement, values | {"used_at": record.accessed_at}, was_stored)
-        return record
+        return Record(payload, version + 1, created_at, now)
 
     async def delete(self, claim: Claim, tombstone: Tombstone | None, *, now: float) -> None:
         def was_deleted(row: Any) -> bool | None:
-            return row is None or (row.until is not None and row.committed_by == claim.token)
+            if row is None:
+                return None
+            return row.until is not None and row.committed_by == claim.token
 
         if tombstone is not None:
             values = {"data": tombstone.note, "kept_until": tombstone.until}
             await self._change(claim, self._sessions.bury, values, was_deleted)
-        elif not await self._delete_unless_awaited(claim):
+        else:
             await self._change(claim, self._sessions.empty, {}, was_deleted)
             await self._here().repeat(self._sessions.tidy, _values(claim))
         self._here().forget(claim)
 
-    async def _delete_unless_awaited(self, claim: Claim) -> bool:
-        try:
-            return (await self._here().run(self._sessions.delete, _values(claim))).matched > 0
-        except LostConnectionError as error:
-            try:
-                return await self._row(self._sessions.committed, claim.key) is None
-            except StoreError:
-                raise _unknown(error) from error
-
     async def _change(
         self, claim: Claim, statement: Executable, values: Mapping[str, Any], was_done: Callable[[Any], bool | None]
     ) -> None:
-        """Change the row that a claim holds; if the connection breaks, find out whether it was changed.
-
-        Running the statement again changes nothing if it has been run, or can no longer be.
+        """Change the row that a claim holds, once, however often and late the statement is run.
 
         Args:
             claim: Whose the lock is.
-            statement: What to run.
+            statement: What to run; it changes nothing if it has been run before, or the lock is another's.
             values: Its parameters, besides those that tell the claim.
             was_done: Tells from the row whether the change was made; None if that can't be told any more.
 
@@ -260,17 +223,20 @@ class SQLEngine:
             CommitUnknownError: That can't be found out.
         """
         client, values = self._here(), {**_values(claim), **values}
+        lost: LostConnectionError | None = None
         try:
-            is_done: bool | None = (await client.run(statement, values)).matched > 0
+            if (await client.run(statement, values)).matched:
+                return
         except LostConnectionError as error:
-            try:
-                is_done = (await client.repeat(statement, values)).matched > 0 or was_done(
-                    await self._row(self._sessions.committed, claim.key)
-                )
-            except StoreError:
-                is_done = None
-            if is_done is None:
-                raise _unknown(error) from error
+            lost = error
+        try:
+            if lost and (await client.repeat(statement, values)).matched:
+                return
+            is_done = was_done(await self._row(self._sessions.committed, claim.key))
+        except StoreError as error:
+            raise _unknown(lost or error) from error
+        if is_done is None and lost:
+            raise _unknown(lost) from lost
         if not is_done:
             raise LockLostError(_LOST)
 
@@ -325,7 +291,7 @@ class SQLEngine:
     async def _taking(self, claim: Claim) -> dict[str, Any]:
         lease = FOREVER if math.isinf(claim.lease) else claim.lease
         lifeline = await self._here().lifeline()
-        return _values(claim) | {"lease": lease, "by": encoded(claim.holder), "alive": lifeline}
+        return _values(claim) | {"lease": lease, "by": holders.pack(claim.holder), "alive": lifeline}
 
     def _locks(self, claim: Claim) -> LockStatements:
         return self._sessions if claim.name is None else self._names

@@ -57,7 +57,6 @@ class SessionStatements(LockStatements):
             "committed_by": bindparam("who"),
         }
         self.bury = self.hand_on_after(mine, buried)
-        self.delete = delete(table).where(self.of_key, self.is_mine, row.line == "")
         emptied: dict[str, Any] = {"payload": None, "version": 0, "until": _NOTHING, "committed_by": bindparam("who")}
         self.empty = self.hand_on_after(mine, emptied)
         self.touch = (

@@ -87,7 +87,7 @@ def _lock_columns() -> list[Column[object]]:
         Column("token", _ascii(40)),
         Column("taken_from", _ascii(40)),
         Column("free_at", Double, nullable=False),
-        Column("holder", Text().with_variant(mysql.TEXT(charset="utf8mb4"), *_MYSQL)),
+        Column("holder", LargeBinary().with_variant(mysql.BLOB(), *_MYSQL)),
         Column("lifeline", BigInteger),
         Column("line", _ascii(None), nullable=False),
     ]
