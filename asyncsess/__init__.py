@@ -43,7 +43,7 @@ from asyncsess.operations import (
 from asyncsess.session import Session
 from asyncsess.statistics import Statistics
 from asyncsess.store import SessionStore
-from asyncsess.stores import FileStore, MemcachedStore, MemoryStore, RedisStore, open_store
+from asyncsess.stores import FileStore, MemcachedStore, MemoryStore, RedisStore, SQLStore, open_store
 
 __all__ = [
     "Codec",
@@ -69,6 +69,7 @@ __all__ = [
     "OwnedSession",
     "ReadOnlySessionError",
     "RedisStore",
+    "SQLStore",
     "Session",
     "SessionClosedError",
     "SessionError",

@@ -176,6 +176,7 @@ class SQLStore(SessionStore):
             ``"advisory"``, in PostgreSQL, MariaDB and MySQL: as soon as the server has ended the process's connection,
             which holds an advisory lock to show that it is there. Then sessions may be taken over also from a process
             that has lost this connection and goes on; what that one commits raises `LockLostError`, as ever.
+        timeout: Seconds for which a connection, or an answer, is waited for; then `StoreError` is raised.
         **options: As for `Lifecycle`.
     """
 
@@ -185,13 +186,14 @@ class SQLStore(SessionStore):
         *,
         prefix: str = "asyncsess_",
         locking: Literal["lease", "advisory"] = "lease",
+        timeout: float = 5.0,
         **options: Unpack[StoreOptions],
     ) -> None:
         try:
             from asyncsess.backends.sql import SQLEngine
         except ImportError as error:
             raise ImportError("SQLStore needs SQLAlchemy: pip install 'asyncsess[sql]'") from error
-        self._sql = SQLEngine(database, prefix=prefix, locking=locking)
+        self._sql = SQLEngine(database, prefix=prefix, locking=locking, timeout=timeout)
         backend = RemoteBackend(self._sql)
         options.setdefault("clock", backend.clock)
         super().__init__(backend, **options)

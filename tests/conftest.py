@@ -19,7 +19,8 @@ import pytest
 import uvloop
 from hypothesis import HealthCheck, settings
 
-from asyncsess import FileStore, MemcachedStore, MemoryStore, RedisStore, Session, SessionStore
+from asyncsess import FileStore, MemcachedStore, MemoryStore, RedisStore, Session, SessionStore, SQLStore
+from tests.databases import MariaDB, PostgreSQL
 from tests.servers import memcached, valkey
 
 if TYPE_CHECKING:  # pytest imports it as a plugin, and has its assertions tell what they compared
@@ -27,8 +28,8 @@ if TYPE_CHECKING:  # pytest imports it as a plugin, and has its assertions tell 
 
 pytest_plugins = ["asyncsess.testing"]
 
-Kind = Literal["memory", "file", "redis", "memcached"]
-SERVERS = {"redis", "memcached"}
+Kind = Literal["memory", "file", "redis", "memcached", "postgresql"]
+SERVERS = {"redis", "memcached", "postgresql"}
 NewStore = Callable[..., SessionStore]
 _HAS_FAILED = pytest.StashKey[bool]()
 
@@ -76,7 +77,7 @@ def directory(tmp_path: Path) -> Path:
     return tmp_path / "sessions"
 
 
-@pytest.fixture(params=["memory", "file", "redis", "memcached"])
+@pytest.fixture(params=["memory", "file", "redis", "memcached", "postgresql"])
 def kind(request: pytest.FixtureRequest) -> Kind:
     return request.param
 
@@ -93,6 +94,8 @@ def new_store(request: pytest.FixtureRequest, kind: Kind, clock: FakeClock, dire
             return RedisStore(request.getfixturevalue("redis_url"), prefix=f"{space}:", **options)
         if kind == "memcached":
             return MemcachedStore(request.getfixturevalue("memcached_url"), prefix=f"{space}:", **options)
+        if kind == "postgresql":
+            return SQLStore(request.getfixturevalue("postgresql").url, prefix=f"s{space}_", **options)
         return MemoryStore(**options) if kind == "memory" else FileStore(directory, **options)
 
     return make
@@ -108,6 +111,22 @@ def redis_url(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
 def memcached_url() -> Iterator[str]:
     with memcached() as server:
         yield server.url
+
+
+@pytest.fixture(scope="session")
+def postgresql(tmp_path_factory: pytest.TempPathFactory) -> Iterator[PostgreSQL]:
+    server = PostgreSQL(tmp_path_factory.mktemp("postgresql"))
+    server.start()
+    yield server
+    server.kill()
+
+
+@pytest.fixture(scope="session")
+def mariadb(tmp_path_factory: pytest.TempPathFactory) -> Iterator[MariaDB]:
+    server = MariaDB(tmp_path_factory.mktemp("mariadb"))
+    server.start()
+    yield server
+    server.kill()
 
 
 @pytest.fixture

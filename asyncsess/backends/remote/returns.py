@@ -15,6 +15,8 @@ logger = logging.getLogger("asyncsess")
 
 _FIRST_PAUSE: Final = 0.05
 _LONGEST_PAUSE: Final = 1.0
+_TIMES: Final = 3
+_UNTIL_NEXT: Final = 1.0
 
 
 class _Returns:
@@ -22,24 +24,36 @@ class _Returns:
 
     def __init__(self, engine: Engine) -> None:
         self._engine = engine
-        self._claims = deque[Claim]()
-        self.task: asyncio.Task[None] | None = None
+        self._claims = deque[tuple[Claim, int]]()
+        self._task: asyncio.Task[None] | None = None
+        self._is_closed = False
 
-    def add(self, claim: Claim) -> None:
-        self._claims.append(claim)
-        if self.task is None or self.task.done():
-            self.task = asyncio.create_task(self._work(), name="asyncsess returns")
+    def add(self, claim: Claim, times: int = _TIMES) -> None:
+        if self._is_closed:
+            return
+        self._claims.append((claim, times))
+        if self._task is None or self._task.done():
+            self._task = asyncio.create_task(self._work(), name="asyncsess returns")
 
     async def _work(self) -> None:
         pause = _FIRST_PAUSE
         while self._claims:
+            claim, times = self._claims[0]
             try:
-                await self._engine.leave(self._claims[0])
+                await self._engine.leave(claim)
             except StoreError:
                 await asyncio.sleep(pause)
                 pause = min(2 * pause, _LONGEST_PAUSE)
             else:
                 self._claims.popleft()
+                if times > 1:  # the server may come to the question whose answer was lost only now
+                    asyncio.get_running_loop().call_later(_UNTIL_NEXT, self.add, claim, times - 1)
+
+    async def close(self) -> None:
+        self._is_closed = True
+        if self._task is not None:
+            self._task.cancel()
+            await asyncio.wait([self._task])
 
 
 class Returns:
@@ -64,6 +78,5 @@ class Returns:
     async def aclose(self) -> None:
         """End what is under way in the running loop."""
         here = self._here.pop(asyncio.get_running_loop(), None)
-        if here is not None and here.task is not None:
-            here.task.cancel()
-            await asyncio.wait([here.task])
+        if here is not None:
+            await here.close()

@@ -34,12 +34,15 @@ class Client(Connections):
     Args:
         engine: The pool.
         database: To what kind of database it leads.
+        timeout: Seconds for which a connection, or an answer, is waited for.
         is_ours: Whether the pool ends with this.
         is_advisory: Whether an advisory lock is to show that this process is there.
     """
 
-    def __init__(self, engine: AsyncEngine, database: Database, *, is_ours: bool, is_advisory: bool) -> None:
-        super().__init__(engine, database)
+    def __init__(
+        self, engine: AsyncEngine, database: Database, timeout: float, *, is_ours: bool, is_advisory: bool
+    ) -> None:
+        super().__init__(engine, database, timeout)
         self.waits = Waits()
         self._is_ours = is_ours
         self._is_advisory = is_advisory

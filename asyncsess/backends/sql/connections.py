@@ -13,7 +13,7 @@ from sqlalchemy.exc import DBAPIError, SQLAlchemyError
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 from sqlalchemy.sql.base import Executable
 
-from asyncsess.backends.sql.databases import TIMEOUT, Database, code_of
+from asyncsess.backends.sql.databases import Database, code_of
 from asyncsess.errors import StoreError
 
 _MOST_RETRIES: Final = 5
@@ -46,10 +46,12 @@ class Connections:
     Args:
         engine: The pool.
         database: To what kind of database it leads.
+        timeout: Seconds for which a connection, or an answer, is waited for.
     """
 
-    def __init__(self, engine: AsyncEngine, database: Database) -> None:
+    def __init__(self, engine: AsyncEngine, database: Database, timeout: float) -> None:
         self.engine = engine
+        self.timeout = timeout
         self._database = database
         self._in_use = 0
         self._is_idle = asyncio.Event()
@@ -64,7 +66,7 @@ class Connections:
         """
         for retries in count():
             with self.failures(), self._counted():
-                async with asyncio.timeout(TIMEOUT):
+                async with asyncio.timeout(self.timeout):
                     connection = await self.engine.connect()
                 try:
                     return await self._execute(connection, statement, values or {})
@@ -88,7 +90,7 @@ class Connections:
 
     async def _execute(self, connection: AsyncConnection, statement: Executable, values: Mapping[str, Any]) -> Answer:
         try:
-            async with asyncio.timeout(TIMEOUT):
+            async with asyncio.timeout(self.timeout):
                 result = await connection.execute(statement, values)
         except (OSError, TimeoutError) as error:
             await connection.invalidate(error)
@@ -122,7 +124,9 @@ class Connections:
         except DBAPIError as error:
             cause = error.orig or error
             if code_of(error) in self._database.is_missing:
-                raise MissingTablesError("the tables of the store are missing: call its create_tables() once") from cause
+                raise MissingTablesError(
+                    "the tables of the store are missing: call its create_tables() once"
+                ) from cause
             kind = LostConnectionError if error.connection_invalidated else StoreError
             raise kind(f"the database could not be used: {cause}") from cause
         except (SQLAlchemyError, OSError, TimeoutError) as error:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, Final
@@ -12,8 +13,6 @@ from sqlalchemy.engine import make_url
 from sqlalchemy.exc import DBAPIError
 from sqlalchemy.ext.asyncio import AsyncEngine, create_async_engine
 
-TIMEOUT: Final = 5.0
-
 
 @dataclass(frozen=True)
 class Database:
@@ -22,7 +21,7 @@ class Database:
     Attributes:
         now: The server's time, in seconds since the epoch.
         driver: The one that a URL without a driver means.
-        connect_args: What the driver is told.
+        connect_args: What the driver is told; called with the seconds after which to give up.
         on_connect: What each new connection runs first.
         insert: Makes an INSERT of its dialect.
         most_connections: How many each event loop has at most.
@@ -37,7 +36,7 @@ class Database:
 
     now: ColumnElement[float]
     driver: str
-    connect_args: Mapping[str, Any]
+    connect_args: Callable[[float], Mapping[str, Any]]
     insert: Callable[[Table], Any]
     on_connect: tuple[str, ...] = ()
     most_connections: int = 20
@@ -49,18 +48,18 @@ class Database:
     take_lifeline: TextClause | None = None
     is_gone: TextClause | None = None
 
-    def connect(self, url: URL) -> AsyncEngine:
+    def connect(self, url: URL, timeout: float) -> AsyncEngine:
         """Return an engine each of whose statements is a transaction of its own."""
         engine = create_async_engine(
             url,
             isolation_level="AUTOCOMMIT",
             pool_size=self.most_connections // 2,
             max_overflow=self.most_connections // 2,
-            pool_timeout=TIMEOUT,
+            pool_timeout=timeout,
             pool_reset_on_return=None,  # there is nothing to roll back, and that would be a round trip
             skip_autocommit_rollback=True,
             hide_parameters=True,  # a log is no place for keys
-            connect_args=dict(self.connect_args),
+            connect_args=dict(self.connect_args(timeout)),
         )
         if self.on_connect:
             event.listen(engine.sync_engine, "connect", self._prepare)
@@ -125,7 +124,11 @@ POSTGRESQL: Final = Database(
     now=_seconds("CAST(extract(epoch FROM clock_timestamp()) AS DOUBLE PRECISION)"),
     driver="psycopg",
     insert=postgresql.insert,
-    connect_args={"connect_timeout": int(TIMEOUT), "keepalives_idle": 15, "keepalives_interval": 5},
+    connect_args=lambda timeout: {
+        "connect_timeout": math.ceil(timeout),
+        "keepalives_idle": 15,
+        "keepalives_interval": 5,
+    },
     rolled_back=frozenset({"40001", "40P01"}),  # serialization failure, deadlock
     is_there=frozenset({"42P07", "23505", "42710"}),  # two who create a table may also meet in the catalogue
     is_missing=frozenset({"42P01"}),
@@ -139,9 +142,9 @@ MARIADB: Final = Database(
     now=_seconds("(TIMESTAMPDIFF(MICROSECOND, '1970-01-01', UTC_TIMESTAMP(6)) / 1e6)"),
     driver="asyncmy",
     insert=mysql.insert,
-    connect_args={
-        "connect_timeout": int(TIMEOUT),
-        "init_command": f"SET SESSION innodb_lock_wait_timeout = {int(TIMEOUT)}",
+    connect_args=lambda timeout: {
+        "connect_timeout": math.ceil(timeout),
+        "init_command": f"SET SESSION innodb_lock_wait_timeout = {math.ceil(timeout)}",
     },
     rolled_back=frozenset({1213, 1205, 1020}),  # deadlock, time for a lock is up, changed since it was read
     is_there=frozenset({1050, 1061, 1062}),
@@ -155,7 +158,7 @@ SQLITE: Final = Database(
     now=_seconds("((julianday('now') - 2440587.5) * 86400.0)"),
     driver="aiosqlite",
     insert=sqlite.insert,
-    connect_args={"timeout": TIMEOUT},
+    connect_args=lambda timeout: {"timeout": timeout},
     on_connect=("PRAGMA journal_mode = WAL", "PRAGMA synchronous = NORMAL"),
     most_connections=8,  # each is a thread, and one at a time writes
     rolled_back=frozenset({"SQLITE_BUSY_SNAPSHOT", "SQLITE_BUSY_RECOVERY", "SQLITE_LOCKED"}),

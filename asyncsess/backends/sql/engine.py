@@ -40,10 +40,16 @@ class SQLEngine:
         prefix: Of the names of the tables.
         locking: When the lock of a process that is gone is free: ``"lease"``, at the end of its lease; ``"advisory"``,
             as soon as the server ends its connection, which holds an advisory lock.
+        timeout: Seconds for which a connection, or an answer, is waited for.
     """
 
     def __init__(
-        self, database: str | URL | AsyncEngine, *, prefix: str = "asyncsess_", locking: Locking = "lease"
+        self,
+        database: str | URL | AsyncEngine,
+        *,
+        prefix: str = "asyncsess_",
+        locking: Locking = "lease",
+        timeout: float = 5.0,
     ) -> None:
         self._engine = database if isinstance(database, AsyncEngine) else None
         self._database, self._url = database_of(database.url if isinstance(database, AsyncEngine) else database)
@@ -52,6 +58,7 @@ class SQLEngine:
         if locking == "advisory" and self._database.is_gone is None:
             raise ValueError(f"{self._url.get_backend_name()} has no advisory locks")
         self._locking = locking
+        self._timeout = timeout
         self._tables = Tables(prefix)
         self._prefix = prefix
         self._sessions = SessionStatements(self._tables, self._database)
@@ -277,8 +284,9 @@ class SQLEngine:
                 raise StoreError("an engine of SQLAlchemy belongs to one event loop: pass a URL to use several")
             engine = self._engine and self._engine.execution_options(isolation_level="AUTOCOMMIT")
             client = self._clients[loop] = Client(
-                engine or self._database.connect(self._url),
+                engine or self._database.connect(self._url, self._timeout),
                 self._database,
+                self._timeout,
                 is_ours=engine is None,
                 is_advisory=self._locking == "advisory",
             )

@@ -14,7 +14,7 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 
 from asyncsess.backends.remote.lines import process
 from asyncsess.backends.sql.connections import Connections
-from asyncsess.backends.sql.databases import TIMEOUT, Database
+from asyncsess.backends.sql.databases import Database
 from asyncsess.backends.sql.locks import CHANNEL
 from asyncsess.backends.sql.waits import Waits
 from asyncsess.errors import StoreError
@@ -54,7 +54,7 @@ class Listener:
         """
         if self._take_lifeline is not None and self._lifeline is None:
             try:
-                async with asyncio.timeout(TIMEOUT):
+                async with asyncio.timeout(self._connections.timeout):
                     await self._is_connected.wait()
             except TimeoutError as error:
                 raise StoreError(f"no advisory lock could be taken: {self._failure}") from self._failure or error
@@ -76,10 +76,10 @@ class Listener:
             await asyncio.sleep(random.uniform(0.5, 1.0) * _PAUSE)
 
     async def _attend(self) -> None:
-        async with asyncio.timeout(TIMEOUT):
+        async with asyncio.timeout(self._connections.timeout):
             connection = await self._connections.engine.connect()
         try:
-            async with asyncio.timeout(TIMEOUT):
+            async with asyncio.timeout(self._connections.timeout):
                 if self._take_lifeline is not None:
                     self._lifeline = await self._tie(connection, self._take_lifeline)
                 if self._database.notifies:
@@ -89,7 +89,7 @@ class Listener:
                 await self._hear(connection)
             while True:
                 await asyncio.sleep(_PING_EVERY)  # else the server takes it for abandoned
-                async with asyncio.timeout(TIMEOUT):
+                async with asyncio.timeout(self._connections.timeout):
                     await connection.execute(select(1))
         finally:
             await asyncio.shield(_end(connection))

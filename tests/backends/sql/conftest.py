@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator
 from pathlib import Path
 from secrets import token_hex
 from typing import NamedTuple
@@ -11,7 +11,17 @@ import pytest
 
 from asyncsess.backends.remote import RemoteBackend
 from asyncsess.backends.sql import Locking, SQLEngine
-from tests import servers
+from tests.databases import DatabaseServer
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Run the contract on both event loops, once for each driver, and all else on one."""
+    here = Path(__file__).parent
+    items[:] = [item for item in items if here not in item.path.parents or _is_needed(item)]
+
+
+def _is_needed(item: pytest.Item) -> bool:
+    return "uvloop" not in item.name or ("test_contract" in item.nodeid and "advisory" not in item.name)
 
 
 class Place(NamedTuple):
@@ -21,43 +31,31 @@ class Place(NamedTuple):
     prefix: str
     locking: Locking
 
-    def engine(self) -> SQLEngine:
-        return SQLEngine(self.url, prefix=self.prefix, locking=self.locking)
+    def engine(self, *, timeout: float = 5.0) -> SQLEngine:
+        return SQLEngine(self.url, prefix=self.prefix, locking=self.locking, timeout=timeout)
 
-    def backend(self) -> RemoteBackend:
-        return RemoteBackend(self.engine())
-
-
-@pytest.fixture(scope="session")
-def postgresql(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    with servers.postgresql(tmp_path_factory.mktemp("server")) as url:
-        yield url
-
-
-@pytest.fixture(scope="session")
-def mariadb(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    with servers.mariadb(tmp_path_factory.mktemp("server")) as url:
-        yield url
-
-
-@pytest.fixture
-def sqlite(tmp_path: Path) -> str:
-    return f"sqlite:///{tmp_path}/sessions.sqlite"
+    def backend(self, *, timeout: float = 5.0) -> RemoteBackend:
+        return RemoteBackend(self.engine(timeout=timeout))
 
 
 @pytest.fixture(params=["postgresql", "mariadb", "sqlite", "postgresql advisory", "mariadb advisory"])
-def kind(request: pytest.FixtureRequest) -> str:
+def database(request: pytest.FixtureRequest) -> str:
     return str(request.param)
 
 
 @pytest.fixture
-async def place(request: pytest.FixtureRequest, kind: str) -> Place:
-    database, _, locking = kind.partition(" ")
-    place = Place(request.getfixturevalue(database), f"t{token_hex(4)}_", locking or "lease")
-    engine = place.engine()
-    await engine.create_tables()
-    await engine.aclose()
-    return place
+def server(request: pytest.FixtureRequest, database: str) -> DatabaseServer:
+    """The server that all tests share."""
+    server: DatabaseServer = request.getfixturevalue(database.partition(" ")[0])
+    return server
+
+
+@pytest.fixture
+def place(request: pytest.FixtureRequest, database: str, tmp_path: Path) -> Place:
+    database, _, locking = database.partition(" ")
+    is_file = database == "sqlite"
+    url = f"sqlite:///{tmp_path}/sessions.sqlite" if is_file else request.getfixturevalue("server").url
+    return Place(url, f"t{token_hex(4)}_", "advisory" if locking else "lease")
 
 
 @pytest.fixture

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import logging
 import random
 from collections.abc import AsyncIterator
 from contextlib import suppress
@@ -13,19 +12,20 @@ import pytest
 from sqlalchemy import text
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, create_async_engine
 
-from asyncsess import CommitUnknownError, LockLostError, StoreError
+from asyncsess import LockLostError
 from asyncsess.backends.base import Record, Tombstone
 from asyncsess.backends.remote import RemoteBackend
-from asyncsess.backends.sql import SQLEngine, connections
+from asyncsess.backends.sql import SQLEngine
 from asyncsess.expiry import Expiry
 from asyncsess.testing import until
 from asyncsess.testing.contract import KEY, NOW, OTHER_KEY, create, hold, put
 from asyncsess.testing.contract.helpers import hold_name, keys_of
 from tests.backends.sql.conftest import Place
-from tests.backends.sql.proxy import Proxy, proxy
+from tests.databases import DatabaseServer
+from tests.proxy import Cut, Proxy
 
-SERVERS = pytest.mark.parametrize("kind", ["postgresql", "mariadb"])
-POSTGRESQL = pytest.mark.parametrize("kind", ["postgresql"])
+SERVERS = pytest.mark.parametrize("database", ["postgresql", "mariadb"])
+POSTGRESQL = pytest.mark.parametrize("database", ["postgresql"])
 
 
 @pytest.fixture
@@ -37,15 +37,15 @@ async def admin(place: Place) -> AsyncIterator[AsyncEngine]:
 
 
 @pytest.fixture
-async def between(place: Place) -> AsyncIterator[Proxy]:
-    async with proxy(place.url) as between:
+async def between(server: DatabaseServer) -> AsyncIterator[Proxy]:
+    async with Proxy("127.0.0.1", server.port) as between:
         yield between
 
 
 @pytest.fixture
-async def far(place: Place, between: Proxy) -> AsyncIterator[RemoteBackend]:
+async def far(server: DatabaseServer, place: Place, between: Proxy) -> AsyncIterator[RemoteBackend]:
     """A backend with a proxy before its server."""
-    far = RemoteBackend(SQLEngine(between.url, prefix=place.prefix))
+    far = place._replace(url=server.url_at(between.port)).backend()
     await far.open()
     yield far
     await far.aclose()
@@ -130,26 +130,12 @@ async def test_a_commit_whose_answer_was_lost_is_known_to_be_stored(
     far: RemoteBackend, other: RemoteBackend, between: Proxy, is_last: bool
 ) -> None:
     async with create(far) as held:
-        between.loses_next_answer = True
+        between.cut(Cut.BEFORE_ANSWER)
         assert await held.commit(b"second", now=NOW, is_last=is_last) == Record(b"second", 2, NOW, NOW)
-        assert not between.loses_next_answer
+        assert between.cuts
     assert await other.read(KEY) == Record(b"second", 2, NOW, NOW)
     async with hold(other, timeout=5) as held:
         assert held.record == Record(b"second", 2, NOW, NOW)
-
-
-@SERVERS
-async def test_a_commit_is_unknown_when_its_answer_was_lost_and_the_server_can_not_be_asked(
-    far: RemoteBackend, other: RemoteBackend, between: Proxy
-) -> None:
-    async with create(far) as held:
-        between.loses_next_answer = between.is_gone = True
-        with pytest.raises(CommitUnknownError) as caught:
-            await held.commit(b"second", now=NOW)
-        assert isinstance(caught.value.__cause__, StoreError)
-        assert caught.value.__cause__.__cause__ is not None
-        between.is_gone = False
-        assert await held.commit(b"third", now=NOW) == await other.read(KEY) == Record(b"third", 3, NOW, NOW)
 
 
 @SERVERS
@@ -161,7 +147,7 @@ async def test_a_commit_whose_answer_was_lost_is_lost_if_another_has_the_session
             pass
         await held.renew(0.01)
         async with hold(other, timeout=5):
-            between.loses_next_answer = True
+            between.cut(Cut.BEFORE_ANSWER)
             with pytest.raises(LockLostError):
                 await held.commit(b"late", now=NOW)
     assert await other.read(KEY) == Record(b"payload", 1, NOW, NOW)
@@ -180,25 +166,12 @@ async def test_a_commit_that_reaches_the_database_late_changes_nothing(backend: 
 
 
 @SERVERS
-async def test_a_lock_that_was_granted_when_the_server_went_away_is_given_back_or_ends(
-    far: RemoteBackend, other: RemoteBackend, between: Proxy, kind: str
-) -> None:
-    await put(other)
-    between.loses_next_answer = between.is_gone = True
-    with pytest.raises(StoreError):
-        await hold(far, lease=0.1).__aenter__()
-    between.is_gone = False
-    async with hold(other, timeout=30) as held, hold(far, OTHER_KEY, create=True):
-        await held.commit(b"second", now=NOW)
-
-
-@SERVERS
 @pytest.mark.parametrize("tombstone", [None, Tombstone(b"note", NOW)])
 async def test_a_deletion_whose_answer_was_lost_is_known(
     far: RemoteBackend, other: RemoteBackend, between: Proxy, tombstone: Tombstone | None
 ) -> None:
     async with create(far) as held:
-        between.loses_next_answer = True
+        between.cut(Cut.BEFORE_ANSWER)
         await held.delete(tombstone, now=NOW)
     assert await other.read(KEY) == tombstone
 
@@ -207,7 +180,7 @@ async def test_a_deletion_whose_answer_was_lost_is_known(
 async def test_a_session_whose_creation_was_not_answered_is_there_and_held(
     far: RemoteBackend, other: RemoteBackend, between: Proxy
 ) -> None:
-    between.loses_next_answer = True
+    between.cut(Cut.BEFORE_ANSWER)
     async with create(far) as held:
         await held.commit(b"second", now=NOW)
     assert await other.read(KEY) == Record(b"second", 2, NOW, NOW)
@@ -218,57 +191,29 @@ async def test_a_lock_whose_grant_was_not_answered_is_had(
     far: RemoteBackend, other: RemoteBackend, between: Proxy
 ) -> None:
     await put(other)
-    between.loses_next_answer = True
+    between.cut(Cut.BEFORE_ANSWER)
     async with hold(far, timeout=0) as held:
         await held.commit(b"second", now=NOW)
     for name in "ab":
-        between.loses_next_answer = True
+        between.cut(Cut.BEFORE_ANSWER)
         async with hold_name(far, name, timeout=0) as name_held:
             await name_held.check()
-            between.loses_next_answer = True
+            between.cut(Cut.BEFORE_ANSWER)
     async with hold(other, timeout=0), hold_name(other, "a", timeout=0), hold_name(other, "b", timeout=0):
         pass
 
 
 @SERVERS
-@pytest.mark.parametrize("how", ["gone", "silent"])
-async def test_what_a_server_that_is_gone_or_silent_is_asked_fails_in_bounded_time(
-    far: RemoteBackend,
-    between: Proxy,
-    monkeypatch: pytest.MonkeyPatch,
-    caplog: pytest.LogCaptureFixture,
-    how: str,
-) -> None:
-    caplog.set_level(logging.ERROR, "psycopg")  # its warning holds an exception, and that a socket
-    monkeypatch.setattr(connections, "TIMEOUT", 0.2)
-    await put(far)
-    between.loses_next_answer = between.is_gone = how == "gone"
-    between.is_silent = how == "silent"
-    for use in (
-        lambda: far.read(KEY),
-        lambda: hold(far).__aenter__(),
-        lambda: put(far, key=OTHER_KEY),
-        lambda: far.touch(KEY, now=NOW),
-        lambda: far.members(KEY),
-    ):
-        async with asyncio.timeout(50):
-            with pytest.raises(StoreError) as caught:
-                await use()
-        assert caught.value.__cause__ is not None
-    between.is_gone = between.is_silent = False
-
-
-@SERVERS
 async def test_two_round_trips_are_enough_for_an_exclusive_block_and_one_for_a_snapshot(
-    far: RemoteBackend, between: Proxy, kind: str
+    far: RemoteBackend, between: Proxy, database: str
 ) -> None:
     await put(far)
     await far.read(KEY)
 
     async def turns(work: Any) -> int:
-        before = between.turns
+        before = between.exchanges
         await work
-        return between.turns - before
+        return between.exchanges - before
 
     async def change() -> None:
         async with hold(far) as held:
@@ -278,7 +223,7 @@ async def test_two_round_trips_are_enough_for_an_exclusive_block_and_one_for_a_s
         async with hold_name(far, "a"):
             pass
 
-    first_asks_to_load = 1 if kind == "mariadb" else 0  # it returns no rows from an update
+    first_asks_to_load = 1 if database == "mariadb" else 0  # it returns no rows from an update
     assert await turns(change()) == 2 + first_asks_to_load
     assert await turns(far.read(KEY)) == 1
     assert await turns(far.touch(KEY, now=NOW + 1)) == 1
@@ -286,14 +231,14 @@ async def test_two_round_trips_are_enough_for_an_exclusive_block_and_one_for_a_s
     assert await turns(hold(far, "c3" * 32).__aenter__()) == 2  # there is none
 
 
-async def test_nothing_is_open_while_a_session_is_held(backend: RemoteBackend, place: Place, kind: str) -> None:
+async def test_nothing_is_open_while_a_session_is_held(backend: RemoteBackend, place: Place, database: str) -> None:
     async with create(backend):
         pool = engine_of(backend)._here().engine.pool
-        assert pool.checkedout() == ("advisory" in kind)  # type: ignore[attr-defined]
+        assert pool.checkedout() == ("advisory" in database)  # type: ignore[attr-defined]
 
 
 async def test_cancelled_commands_leave_neither_locks_nor_connections_behind(
-    backend: RemoteBackend, other: RemoteBackend, place: Place, kind: str
+    backend: RemoteBackend, other: RemoteBackend, place: Place, database: str
 ) -> None:
     await put(backend)
     dice, versions = random.Random(7), [1]
@@ -315,8 +260,8 @@ async def test_cancelled_commands_leave_neither_locks_nor_connections_behind(
         assert isinstance(held.record, Record)
         assert held.record.version >= max(versions)
     pool = engine_of(backend)._here().engine.pool
-    await until(lambda: pool.checkedout() == ("advisory" in kind))  # type: ignore[attr-defined]
-    if kind.startswith("postgresql"):
+    await until(lambda: pool.checkedout() == ("advisory" in database))  # type: ignore[attr-defined]
+    if database.startswith("postgresql"):
         async with engine_of(other)._here().engine.connect() as connection:
             query = "SELECT count(*) FROM pg_stat_activity WHERE state LIKE 'idle in transaction%'"
             assert await connection.scalar(text(query)) == 0
@@ -325,7 +270,7 @@ async def test_cancelled_commands_leave_neither_locks_nor_connections_behind(
 
 @SERVERS
 async def test_a_sweep_that_was_rolled_back_for_a_deadlock_is_run_again(
-    backend: RemoteBackend, admin: AsyncEngine, place: Place, kind: str
+    backend: RemoteBackend, admin: AsyncEngine, place: Place, database: str
 ) -> None:
     keys = [f"{number:064x}" for number in range(50)]
     for key in keys:
@@ -333,7 +278,7 @@ async def test_a_sweep_that_was_rolled_back_for_a_deadlock_is_run_again(
     last, first = Blocked(admin, place, keys[-1]), keys[0]
     async with last as connection:
         quoted = connection.dialect.identifier_preparer.quote("key")
-        if kind == "postgresql":
+        if database == "postgresql":
             await connection.execute(text("SET deadlock_timeout = '1h'"))  # so that it ends the other
         else:  # it ends whoever has changed less
             await connection.execute(text(f"CREATE TABLE {place.prefix}more (n INT)"))
@@ -354,7 +299,7 @@ async def test_a_sweep_that_was_rolled_back_for_a_deadlock_is_run_again(
     assert await keys_of(backend) == [first]
 
 
-@pytest.mark.parametrize("kind", ["postgresql", "mariadb", "sqlite"])
+@pytest.mark.parametrize("database", ["postgresql", "mariadb", "sqlite"])
 async def test_closing_waits_for_what_is_under_way(place: Place) -> None:
     for turns in range(0, 40, 3):
         backend = place.backend()

@@ -4,34 +4,17 @@ from __future__ import annotations
 
 import asyncio
 import signal
-import subprocess
-import sys
 from collections.abc import AsyncIterator, Callable, Iterator
-from pathlib import Path
 
 import pytest
 
-from asyncsess.stores import SQLStore
+from asyncsess import SQLStore
 from tests.backends.sql.conftest import Place
 from tests.processes.conftest import Worker
 
-ROOT = Path(__file__).parents[3]
 Start = Callable[..., Worker]
-ADVISORY = pytest.mark.parametrize("kind", ["postgresql advisory", "mariadb advisory"])
-
-
-class SQLWorker(Worker):
-    """A process of `worker.py`."""
-
-    def __init__(self, *arguments: object) -> None:
-        subprocess.Popen.__init__(
-            self,
-            [sys.executable, "-m", "tests.backends.sql.worker", *map(str, arguments)],
-            cwd=ROOT,
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            text=True,
-        )
+LEASE = pytest.mark.parametrize("database", ["postgresql", "mariadb", "sqlite"])
+ADVISORY = pytest.mark.parametrize("database", ["postgresql advisory", "mariadb advisory"])
 
 
 @pytest.fixture
@@ -40,7 +23,7 @@ def start(place: Place) -> Iterator[Start]:
     workers: list[Worker] = []
 
     def start(role: str, *arguments: object) -> Worker:
-        workers.append(SQLWorker(role, *place, *arguments))
+        workers.append(Worker(role, *place, *arguments, module="tests.backends.sql.worker"))
         return workers[-1]
 
     yield start
@@ -64,6 +47,7 @@ async def test_processes_lose_no_increment(shared: SQLStore, start: Start) -> No
         assert (session["n"], session.version) == (3 * 5 * 10, 3 * 5 * 10 + 1)
 
 
+@LEASE
 async def test_the_session_of_a_process_that_was_killed_is_free_when_its_lease_is_over(
     shared: SQLStore, start: Start
 ) -> None:
@@ -97,15 +81,13 @@ async def change(store: SQLStore, session_id: str, *variables: str) -> None:
         session["by"] = "who followed"
 
 
-@pytest.mark.parametrize("variables", [(), ("by",)], ids=["a session", "a variable"])
-async def test_what_a_stopped_process_holds_is_taken_over_and_it_is_told(
-    shared: SQLStore, start: Start, variables: tuple[str, ...]
-) -> None:
+@LEASE
+async def test_the_variable_of_a_stopped_process_is_taken_over_and_it_is_told(shared: SQLStore, start: Start) -> None:
     session_id = await shared.create({"n": 0})
-    late = start("hold_for_a_lease", session_id, 0.5, *variables)
+    late = start("hold_for_a_lease", session_id, 0.5, "by")
     assert await asyncio.to_thread(late.says) == "holding"
     late.send_signal(signal.SIGSTOP)
-    async with shared.synchronize(session_id, "by") if variables else shared.open(session_id) as session:
+    async with shared.synchronize(session_id, "by") as session:
         assert session["by"] == "the late one"
         late.send_signal(signal.SIGCONT)
         late.tell("go on")

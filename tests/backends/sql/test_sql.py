@@ -12,22 +12,21 @@ import time_machine
 from sqlalchemy import text
 from sqlalchemy.ext.asyncio import create_async_engine
 
-from asyncsess import LockLostError, LockTimeoutError, StoreError
+from asyncsess import LockLostError, LockTimeoutError, SQLStore, StoreError
 from asyncsess.backends.base import Backend, Held, Record, Tombstone
 from asyncsess.backends.remote import RemoteBackend
 from asyncsess.backends.remote.engine import Busy, Claim, Granted
 from asyncsess.backends.remote.lines import process
 from asyncsess.backends.sql import SQLEngine, acquisition, listener, locks
 from asyncsess.expiry import Expiry
-from asyncsess.stores import SQLStore
 from asyncsess.testing import until
 from asyncsess.testing.contract import KEY, NOW, OTHER_KEY, hold, put
 from asyncsess.testing.contract.helpers import hold_name, keys_of
 from tests.backends.sql.conftest import Place
 
-POSTGRESQL = pytest.mark.parametrize("kind", ["postgresql"])
-LEASE = pytest.mark.parametrize("kind", ["postgresql", "mariadb", "sqlite"])
-ADVISORY = pytest.mark.parametrize("kind", ["postgresql advisory", "mariadb advisory"])
+POSTGRESQL = pytest.mark.parametrize("database", ["postgresql"])
+LEASE = pytest.mark.parametrize("database", ["postgresql", "mariadb", "sqlite"])
+ADVISORY = pytest.mark.parametrize("database", ["postgresql advisory", "mariadb advisory"])
 
 
 # Tables.
@@ -59,10 +58,11 @@ async def test_the_statements_that_are_shown_make_the_tables(place: Place) -> No
 
 @LEASE
 async def test_whoever_has_no_tables_is_told_what_to_do(place: Place) -> None:
-    async with SQLStore(place.url, prefix="none_", sweep_interval=None) as store:
-        with pytest.raises(StoreError, match=r"create_tables\(\)") as caught:
-            await store.create({})
-        assert caught.value.__cause__ is not None
+    engine = place.engine()
+    with pytest.raises(StoreError, match=r"create_tables\(\)") as caught:  # it was not entered
+        await engine.read(KEY)
+    assert caught.value.__cause__ is not None
+    await engine.aclose()
 
 
 @pytest.mark.parametrize(
@@ -325,7 +325,7 @@ async def test_who_waits_is_told_also_if_the_lock_was_given_back_while_nobody_li
 
 @ADVISORY
 async def test_a_lock_ends_with_the_connection_that_shows_that_its_holder_is_there(
-    backend: RemoteBackend, other: RemoteBackend, kind: str
+    backend: RemoteBackend, other: RemoteBackend, database: str
 ) -> None:
     await put(backend)
     seen = asyncio.Event()
@@ -339,7 +339,7 @@ async def test_a_lock_ends_with_the_connection_that_shows_that_its_holder_is_the
         with pytest.raises(LockTimeoutError):
             await asyncio.create_task(hold(other, timeout=0.5).__aenter__())
         lifeline = await store_engine(backend)._here().lifeline()
-        await end_connection_of(other, kind, lifeline)
+        await end_connection_of(other, database, lifeline)
         await asyncio.create_task(follow())
         with pytest.raises(LockLostError):
             await held.commit(b"late", now=NOW)
@@ -348,9 +348,9 @@ async def test_a_lock_ends_with_the_connection_that_shows_that_its_holder_is_the
         await held.commit(b"again", now=NOW)
 
 
-async def end_connection_of(backend: RemoteBackend, kind: str, lifeline: int | None) -> None:
+async def end_connection_of(backend: RemoteBackend, database: str, lifeline: int | None) -> None:
     client = store_engine(backend)._here()
-    if kind.startswith("postgresql"):
+    if database.startswith("postgresql"):
         find = "SELECT pg_terminate_backend(pid) FROM pg_locks WHERE locktype = 'advisory' AND objid = :low"
         assert lifeline is not None
         await client.run(text(find), {"low": lifeline & 0xFFFFFFFF})
@@ -362,14 +362,15 @@ async def end_connection_of(backend: RemoteBackend, kind: str, lifeline: int | N
 
 @ADVISORY
 async def test_without_its_advisory_lock_a_process_takes_no_lock(
-    backend: RemoteBackend, other: RemoteBackend, monkeypatch: pytest.MonkeyPatch
+    backend: RemoteBackend, place: Place, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    taken = await store_engine(other)._here().lifeline()
+    taken = await store_engine(backend)._here().lifeline()
     monkeypatch.setattr(secrets, "randbits", lambda _: taken)
-    monkeypatch.setattr(listener, "TIMEOUT", 0.3)
+    impatient = place.backend(timeout=0.3)
     with pytest.raises(StoreError, match="advisory") as caught:
-        await put(backend)
+        await put(impatient)
     assert caught.value.__cause__ is not None
+    await impatient.aclose()
 
 
 # SQLite.

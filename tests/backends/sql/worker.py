@@ -4,7 +4,7 @@ import asyncio
 import sys
 from typing import Any
 
-from asyncsess.stores import SQLStore
+from asyncsess import SQLStore
 from tests.processes.worker import ROLES
 
 
