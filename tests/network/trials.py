@@ -63,8 +63,8 @@ class Trial:
     async def __aenter__(self) -> Trial:
         self.session_id = await prepare(self._server.url_at(self._server.port), self.space)
         await self.proxy.__aenter__()
-        url = self._server.url_at(self.proxy.port, patience=self._patience)
-        self.store = store_at(url, self.space, lock_timeout=_SOON)
+        url = self._server.url_at(self.proxy.port)
+        self.store = store_at(url, self.space, patience=self._patience, lock_timeout=_SOON)
         await self.store.__aenter__()
         return self
 

@@ -71,7 +71,7 @@ async def clients(store: SessionStore, name: str, tasks: str, directory: str, *s
 
 
 async def main(name: str, url: str, space: str, *arguments: str) -> None:
-    async with store_at(url, space) as store:
+    async with store_at(url, space, lease=3.0) as store:
         await ROLES[name](store, *arguments)
 
 

@@ -51,6 +51,7 @@ class Client(Connections):
         self._held: dict[str, _Held] = {}
         self._is_holding = asyncio.Event()
         self._contended = frozenset[str]()
+        self._is_looking = True
         self._watching = asyncio.create_task(self._watch(), name="asyncsess watcher")
 
     def hear(self) -> None:
@@ -113,5 +114,9 @@ class Client(Connections):
                 keys = [where.key for where in held.values() if where.locks is locks]
                 contended |= {token for (token,) in (await self.repeat(locks.waited_for, {"keys": keys})).rows}
         except StoreError as error:  # nothing depends on it but whether a long hold is told of
-            logger.warning("who is waited for could not be looked up: %s", error)
+            if self._is_looking:
+                logger.warning("who is waited for can not be looked up: %s", error)
+            self._is_looking = False
+        else:
+            self._is_looking = True
         self._contended = frozenset(contended)

@@ -21,7 +21,11 @@ _PAUSE: Final = 0.005
 
 
 class LostConnectionError(StoreError):
-    """The connection broke, or nothing came back in time, when a statement was under way: it may have been run."""
+    """The connection broke when a statement was under way: it may have been run."""
+
+
+class NoAnswerError(LostConnectionError):
+    """Nothing came back in time: the statement may have been run, and it makes no sense to ask again."""
 
 
 class MissingTablesError(StoreError):
@@ -85,6 +89,8 @@ class Connections:
         """Run a statement that may be run twice: on another connection, if the first one broke."""
         try:
             return await self.run(statement, values)
+        except NoAnswerError:
+            raise
         except LostConnectionError:
             return await self.run(statement, values)
 
@@ -92,9 +98,12 @@ class Connections:
         try:
             async with asyncio.timeout(self.timeout):
                 result = await connection.execute(statement, values)
-        except (OSError, TimeoutError) as error:
+        except TimeoutError as error:
             await connection.invalidate(error)
-            raise LostConnectionError(f"the database does not answer: {error or type(error).__name__}") from error
+            raise NoAnswerError(f"the database has not answered for {self.timeout:g} s") from error
+        except OSError as error:
+            await connection.invalidate(error)
+            raise LostConnectionError(f"the connection to the database broke: {error}") from error
         if not result.returns_rows:
             return Answer(result.rowcount)
         rows = result.all()
@@ -128,6 +137,6 @@ class Connections:
                     "the tables of the store are missing: call its create_tables() once"
                 ) from cause
             kind = LostConnectionError if error.connection_invalidated else StoreError
-            raise kind(f"the database could not be used: {cause}") from cause
+            raise kind(f"the database could not be used: {str(cause) or type(cause).__name__}") from cause
         except (SQLAlchemyError, OSError, TimeoutError) as error:
-            raise StoreError(f"the database could not be used: {error or type(error).__name__}") from error
+            raise StoreError(f"the database could not be used: {str(error) or type(error).__name__}") from error

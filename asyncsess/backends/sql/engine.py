@@ -19,7 +19,7 @@ from asyncsess.backends.remote.engine import Busy, Claim, Granted
 from asyncsess.backends.remote.held import finish
 from asyncsess.backends.sql.acquisition import Acquisition
 from asyncsess.backends.sql.client import Client
-from asyncsess.backends.sql.connections import LostConnectionError, MissingTablesError
+from asyncsess.backends.sql.connections import LostConnectionError, MissingTablesError, NoAnswerError
 from asyncsess.backends.sql.databases import database_of
 from asyncsess.backends.sql.locks import FOREVER, LockStatements
 from asyncsess.backends.sql.sessions import AT_ONCE, MemberStatements, SessionStatements, decode
@@ -234,6 +234,8 @@ class SQLEngine:
         try:
             if (await client.run(statement, values)).matched:
                 return
+        except NoAnswerError as error:
+            raise _unknown(error) from error
         except LostConnectionError as error:
             lost = error
         try:
@@ -245,6 +247,7 @@ class SQLEngine:
         if is_done is None and lost:
             raise _unknown(lost) from lost
         if not is_done:
+            client.forget(claim)
             raise LockLostError(_LOST)
 
     async def touch(self, key: str, *, now: float) -> None:
