@@ -159,9 +159,10 @@ class MemcachedStore(SessionStore):
 class SQLStore(SessionStore):
     """Sessions in PostgreSQL, MariaDB, MySQL or SQLite; needs the extra ``postgresql``, ``mariadb`` or ``sqlite``.
 
-        store = SQLStore("postgresql://localhost/app", idle_timeout=1800)
-        await store.create_tables()
-        async with store: ...
+        async with SQLStore("postgresql://localhost/app", idle_timeout=1800) as store: ...
+
+    Its tables are made when they are first missed, if the user of the database may; else by `create_tables`, or by what
+    `ddl` returns.
 
     No connection is kept, nor a transaction open, while a session is: its lock is in its row. Only with ``"advisory"``,
     and in PostgreSQL as soon as something waits, each event loop keeps one connection for itself. That one needs a

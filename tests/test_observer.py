@@ -228,7 +228,7 @@ async def test_who_keeps_others_waiting_for_long_is_named_once(
     from_another_store: bool,
     kind: str,
 ) -> None:
-    async with new_store(hooks=[told], slow_hold=0.02) as store, new_store() as other:
+    async with new_store(hooks=[told], slow_hold=0.2) as store, new_store() as other:
         variables = ("n",) if way == "synchronize" else ()
         another = other if from_another_store and kind == "file" else store
         session_id = await store.create(VALUES)
@@ -239,12 +239,12 @@ async def test_who_keeps_others_waiting_for_long_is_named_once(
                     tasks.create_task(_finish(task))
                     await until(lambda: another.statistics().waiting == 1)
                 if is_slow:
-                    await asyncio.sleep(0.03)
+                    await asyncio.sleep(0.21)
                 session["n"] += 1
         assert store.statistics().held_long == 1
     (event,) = told.of(HeldLong)
     assert isinstance(event, HeldLong)
-    assert event.seconds >= 0.02
+    assert event.seconds >= 0.2
     (warning,) = caplog.messages
     assert f"task {asyncio.current_task().get_name()!r}" in warning  # type: ignore[union-attr]
     assert f"opened at {__file__}:" in warning

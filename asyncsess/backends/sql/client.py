@@ -4,15 +4,18 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from typing import Final, NamedTuple
+from collections.abc import Mapping
+from typing import Any, Final, NamedTuple
 
 from sqlalchemy.ext.asyncio import AsyncEngine
+from sqlalchemy.sql.base import Executable
 
 from asyncsess.backends.remote.engine import Claim
-from asyncsess.backends.sql.connections import Connections
+from asyncsess.backends.sql.connections import Answer, Connections, MissingTablesError
 from asyncsess.backends.sql.databases import Database
 from asyncsess.backends.sql.listener import Listener
 from asyncsess.backends.sql.locks import LockStatements
+from asyncsess.backends.sql.tables import Tables
 from asyncsess.backends.sql.waits import Waits
 from asyncsess.errors import StoreError
 
@@ -34,15 +37,24 @@ class Client(Connections):
     Args:
         engine: The pool.
         database: To what kind of database it leads.
+        tables: Those of the store, which are made if they are missing.
         timeout: Seconds for which a connection, or an answer, is waited for.
         is_ours: Whether the pool ends with this.
         is_advisory: Whether an advisory lock is to show that this process is there.
     """
 
     def __init__(
-        self, engine: AsyncEngine, database: Database, timeout: float, *, is_ours: bool, is_advisory: bool
+        self,
+        engine: AsyncEngine,
+        database: Database,
+        tables: Tables,
+        timeout: float,
+        *,
+        is_ours: bool,
+        is_advisory: bool,
     ) -> None:
         super().__init__(engine, database, timeout)
+        self._tables = tables
         self.waits = Waits()
         self._is_ours = is_ours
         self._is_advisory = is_advisory
@@ -53,6 +65,27 @@ class Client(Connections):
         self._contended = frozenset[str]()
         self._is_looking = True
         self._watching = asyncio.create_task(self._watch(), name="asyncsess watcher")
+
+    async def run(self, statement: Executable, values: Mapping[str, Any] | None = None) -> Answer:
+        try:
+            return await super().run(statement, values)
+        except MissingTablesError:
+            await self._make_missing_tables()
+            return await super().run(statement, values)
+
+    async def _make_missing_tables(self) -> None:
+        try:
+            await self.make_tables()
+        except StoreError as error:
+            raise StoreError(
+                f"the tables are missing and could not be made: {error}; have create_tables() called by somebody who"
+                " may, or the statements run that ddl() returns"
+            ) from error.__cause__
+
+    async def make_tables(self) -> None:
+        """Make the tables, as far as they are not there."""
+        for statement in self._tables.ddl(self.engine.dialect):
+            await super().run(statement)
 
     def hear(self) -> None:
         """Hear from now on of locks that others give back, if the server tells."""

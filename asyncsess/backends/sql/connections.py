@@ -133,10 +133,13 @@ class Connections:
         except DBAPIError as error:
             cause = error.orig or error
             if code_of(error) in self._database.is_missing:
-                raise MissingTablesError(
-                    "the tables of the store are missing: call its create_tables() once"
-                ) from cause
+                raise MissingTablesError("the tables of the store are missing") from cause
             kind = LostConnectionError if error.connection_invalidated else StoreError
-            raise kind(f"the database could not be used: {str(cause) or type(cause).__name__}") from cause
+            raise kind(f"the database could not be used: {_first_line(cause)}") from cause
         except (SQLAlchemyError, OSError, TimeoutError) as error:
-            raise StoreError(f"the database could not be used: {str(error) or type(error).__name__}") from error
+            raise StoreError(f"the database could not be used: {_first_line(error)}") from error
+
+
+def _first_line(error: BaseException) -> str:
+    """Return what an error says, without the statement that some drivers quote."""
+    return next(iter(str(error).splitlines()), type(error).__name__)

@@ -19,7 +19,7 @@ from asyncsess.backends.remote.engine import Busy, Claim, Granted
 from asyncsess.backends.remote.held import finish
 from asyncsess.backends.sql.acquisition import Acquisition
 from asyncsess.backends.sql.client import Client
-from asyncsess.backends.sql.connections import LostConnectionError, MissingTablesError, NoAnswerError
+from asyncsess.backends.sql.connections import LostConnectionError, NoAnswerError
 from asyncsess.backends.sql.databases import database_of
 from asyncsess.backends.sql.locks import FOREVER, LockStatements
 from asyncsess.backends.sql.sessions import AT_ONCE, MemberStatements, SessionStatements, decode
@@ -75,15 +75,10 @@ class SQLEngine:
 
     async def create_tables(self) -> None:
         """Make the tables, as far as they are not there; several processes may do so at once."""
-        client = self._here()
-        for statement in self._tables.ddl(client.engine.dialect):
-            await client.run(statement)
+        await self._here().make_tables()
 
     async def open(self) -> None:
-        try:
-            await self.read("")
-        except MissingTablesError:
-            await self.create_tables()
+        await self.read("")
 
     async def aclose(self) -> None:
         client = self._clients.pop(asyncio.get_running_loop(), None)
@@ -289,6 +284,7 @@ class SQLEngine:
             client = self._clients[loop] = Client(
                 engine or self._database.connect(self._url, self._timeout),
                 self._database,
+                self._tables,
                 self._timeout,
                 is_ours=engine is None,
                 is_advisory=self._locking == "advisory",

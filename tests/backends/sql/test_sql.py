@@ -57,12 +57,25 @@ async def test_the_statements_that_are_shown_make_the_tables(place: Place) -> No
 
 
 @LEASE
-async def test_whoever_has_no_tables_is_told_what_to_do(place: Place) -> None:
-    engine = place.engine()
-    with pytest.raises(StoreError, match=r"create_tables\(\)") as caught:  # it was not entered
-        await engine.read(KEY)
+async def test_tables_are_made_when_they_are_missed(place: Place) -> None:
+    store = SQLStore(place.url, prefix=place.prefix, sweep_interval=None)  # not entered
+    session_id = await store.create({"n": 1})
+    for table in ("sessions", "locks", "members"):
+        await store._sql._here().run(text(f"DROP TABLE {place.prefix}{table}"))
+    assert not await store.destroy(session_id)
+    async with store.synchronize(await store.create({"n": 1}), "n") as session:
+        session["n"] += 1
+    await store.aclose()
+
+
+@POSTGRESQL
+async def test_whoever_may_not_make_tables_is_told_what_to_do(backend: RemoteBackend, place: Place) -> None:
+    await store_engine(backend)._here().run(text(f"CREATE ROLE {place.prefix}reader LOGIN"))
+    url = place.url.replace("postgres@", f"{place.prefix}reader@")
+    with pytest.raises(StoreError, match=r"permission denied.*create_tables\(\).*ddl\(\)") as caught:
+        async with SQLStore(url, prefix=f"{place.prefix}more_"):
+            pass
     assert caught.value.__cause__ is not None
-    await engine.aclose()
 
 
 @pytest.mark.parametrize(
