@@ -227,7 +227,9 @@ def open_store(url: str, **options: Unpack[StoreOptions]) -> SessionStore:
 
     Args:
         url: ``file:var/sessions``, ``file:///var/sessions`` or ``memory:``; ``redis://host``, ``rediss://host``,
-            ``redis+cluster://host,host`` or ``redis+sentinel://host,host/service``; ``memcached://host``.
+            ``redis+cluster://host,host`` or ``redis+sentinel://host,host/service``; ``memcached://host``;
+            ``postgresql+psycopg://user@host/name``, ``mysql+asyncmy://user@host/name`` or
+            ``sqlite+aiosqlite:///path``, also without the driver.
         **options: As for `Lifecycle`.
 
     Raises:

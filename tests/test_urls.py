@@ -6,8 +6,9 @@ from pathlib import Path
 
 import pytest
 
-from asyncsess import FileStore, MemcachedStore, MemoryStore, RedisStore, SessionStore, open_store
+from asyncsess import FileStore, MemcachedStore, MemoryStore, RedisStore, SessionStore, SQLStore, open_store
 from tests.conftest import stored
+from tests.databases import MariaDB, PostgreSQL
 
 
 @pytest.mark.parametrize(
@@ -21,6 +22,11 @@ from tests.conftest import stored
         ("redis+cluster://one,two:7000", RedisStore),
         ("redis+sentinel://one,two/sessions", RedisStore),
         ("memcached://localhost", MemcachedStore),
+        ("postgresql+psycopg://user:word@host/name", SQLStore),
+        ("postgresql://host/name", SQLStore),
+        ("mysql+asyncmy://host/name", SQLStore),
+        ("mariadb://host/name", SQLStore),
+        ("sqlite+aiosqlite:///var/sessions.sqlite", SQLStore),
     ],
 )
 async def test_a_url_names_a_store(url: str, kind: type[SessionStore]) -> None:
@@ -35,8 +41,11 @@ async def test_a_directory_may_be_absolute_or_relative(tmp_path: Path, monkeypat
         assert await stored(second, await first.create({"a": 1})) == {"a": 1}
 
 
-async def test_the_same_application_runs_on_each_server(redis_url: str, memcached_url: str, tmp_path: Path) -> None:
-    for url in (f"file:{tmp_path}/sessions", redis_url, memcached_url):
+async def test_the_same_application_runs_on_each_server(
+    redis_url: str, memcached_url: str, postgresql: PostgreSQL, mariadb: MariaDB, tmp_path: Path
+) -> None:
+    of_database = [postgresql.url, mariadb.url, f"sqlite:///{tmp_path}/sessions.sqlite"]
+    for url in (f"file:{tmp_path}/sessions", redis_url, memcached_url, *of_database):
         async with open_store(url) as store:
             session_id = await store.create({"cart": []})
             async with store.open(session_id) as session:
@@ -54,6 +63,9 @@ async def test_the_same_application_runs_on_each_server(redis_url: str, memcache
         ("redis+sentinel://one", "name the service"),
         ("redis://user:word@one,two", "redis://one,two is no URL of Redis servers"),
         ("redis+other://one", "is no URL of Redis servers"),
+        ("postgresql+psycopg2://user:word@one/name", "psycopg2 is not supported; the driver for postgresql is psycopg"),
+        ("sqlite+aiosqlite://", "name a file"),
+        ("mysql://user:word@one:port/name", "this is no URL of a database, such as postgresql://user@host/name"),
     ],
 )
 def test_another_url_is_refused(url: str, message: str) -> None:

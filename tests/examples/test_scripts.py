@@ -46,7 +46,8 @@ def test_worker_processes_lose_no_update(tmp_path):
     assert lines_of("worker_processes.py", tmp_path) == ["100 of 100 jobs done, the sum is 5050 and should be 5050"]
 
 
-@pytest.mark.parametrize("server", ["redis", "memcached"])
+@pytest.mark.parametrize("server", ["redis_url", "memcached_url", "postgresql", "mariadb"])
 def test_two_machines_count_every_visit(server, request, tmp_path):
-    url = request.getfixturevalue(f"{server}_url")
+    found = request.getfixturevalue(server)
+    url = found if isinstance(found, str) else found.url
     assert lines_of("two_machines.py", tmp_path, url) == ["100 visits to two machines, 100 of them counted"]

@@ -173,7 +173,7 @@ async def test_a_server_that_hangs_is_told_of_soon_and_used_again_when_it_goes_o
         own.stop()
         try:
             async with asyncio.timeout(_BOUND):
-                with pytest.raises(CommitUnknownError):
+                with pytest.raises(CommitUnknownError, match=r"\S$"):
                     await session.save()
                 assert {*await everything(store, await _another_id())} <= {StoreError, CommitUnknownError}
         finally:

@@ -5,12 +5,13 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from importlib.util import find_spec
 from typing import Any, Final
 
 from sqlalchemy import URL, ColumnElement, Double, Insert, Table, TextClause, event, literal_column, text
 from sqlalchemy.dialects import mysql, postgresql, sqlite
 from sqlalchemy.engine import make_url
-from sqlalchemy.exc import DBAPIError
+from sqlalchemy.exc import ArgumentError, DBAPIError
 from sqlalchemy.ext.asyncio import AsyncEngine, create_async_engine
 
 
@@ -20,7 +21,8 @@ class Database:
 
     Attributes:
         now: The server's time, in seconds since the epoch.
-        driver: The one that a URL without a driver means.
+        driver: What it is reached by.
+        extra: The one that installs the driver.
         connect_args: What the driver is told; called with the seconds after which to give up.
         on_connect: What each new connection runs first.
         insert: Makes an INSERT of its dialect.
@@ -36,6 +38,7 @@ class Database:
 
     now: ColumnElement[float]
     driver: str
+    extra: str
     connect_args: Callable[[float], Mapping[str, Any]]
     insert: Callable[[Table], Any]
     on_connect: tuple[str, ...] = ()
@@ -89,20 +92,33 @@ class Database:
         cursor.close()
 
 
-def database_of(url: URL | str) -> tuple[Database, URL]:
-    """Return the kind of database that a URL leads to, and the URL with its driver.
+def database_of(database: str | URL | AsyncEngine) -> tuple[Database, URL]:
+    """Return the kind of a database, and its URL with the driver.
 
     Raises:
+        TypeError: It is neither a URL nor an engine of SQLAlchemy's asyncio extension.
         ValueError: It is none of those that are supported, or one that ends with its connection.
+        ImportError: Its driver is not installed; the message says how to get it.
     """
-    url = make_url(url)
+    if not isinstance(database, str | URL | AsyncEngine):
+        raise TypeError(
+            f"pass the URL of a database, or what create_async_engine returns, not a {type(database).__name__}"
+        )
+    try:
+        url = database.url if isinstance(database, AsyncEngine) else make_url(database)
+    except (ArgumentError, ValueError) as error:  # the second for a port that is none
+        raise ValueError("this is no URL of a database, such as postgresql://user@host/name") from error
     backend, _, driver = url.drivername.partition("+")
-    database = DATABASES.get(backend)
-    if database is None:
+    kind = DATABASES.get(backend)
+    if kind is None:
         raise ValueError(f"{backend} is not supported; these are: {', '.join(DATABASES)}")
-    if database is SQLITE and url.database in (None, "", ":memory:"):
+    if driver not in {"", kind.driver}:
+        raise ValueError(f"{driver} is not supported; the driver for {backend} is {kind.driver}")
+    if find_spec(kind.driver) is None:
+        raise ImportError(f"SQLStore needs {kind.driver} for {backend}: pip install 'asyncsess[{kind.extra}]'")
+    if kind is SQLITE and url.database in (None, "", ":memory:"):
         raise ValueError("an SQLite database in memory belongs to one connection; name a file, or take a MemoryStore")
-    return database, url if driver else url.set(drivername=f"{backend}+{database.driver}")
+    return kind, url.set(drivername=f"{backend}+{kind.driver}")
 
 
 def code_of(error: DBAPIError) -> object:
@@ -123,6 +139,7 @@ def _seconds(sql: str) -> ColumnElement[float]:
 POSTGRESQL: Final = Database(
     now=_seconds("CAST(extract(epoch FROM clock_timestamp()) AS DOUBLE PRECISION)"),
     driver="psycopg",
+    extra="postgresql",
     insert=postgresql.insert,
     connect_args=lambda timeout: {
         "connect_timeout": math.ceil(timeout),
@@ -141,6 +158,7 @@ MARIADB: Final = Database(
     # In UTC, so that no hour comes twice; the beginning of the statement, so a lease is rather too short.
     now=_seconds("(TIMESTAMPDIFF(MICROSECOND, '1970-01-01', UTC_TIMESTAMP(6)) / 1e6)"),
     driver="asyncmy",
+    extra="mariadb",
     insert=mysql.insert,
     connect_args=lambda timeout: {
         "connect_timeout": math.ceil(timeout),
@@ -157,6 +175,7 @@ MARIADB: Final = Database(
 SQLITE: Final = Database(
     now=_seconds("((julianday('now') - 2440587.5) * 86400.0)"),
     driver="aiosqlite",
+    extra="sqlite",
     insert=sqlite.insert,
     connect_args=lambda timeout: {"timeout": timeout},
     on_connect=("PRAGMA journal_mode = WAL", "PRAGMA synchronous = NORMAL"),

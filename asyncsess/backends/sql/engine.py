@@ -52,7 +52,7 @@ class SQLEngine:
         timeout: float = 5.0,
     ) -> None:
         self._engine = database if isinstance(database, AsyncEngine) else None
-        self._database, self._url = database_of(database.url if isinstance(database, AsyncEngine) else database)
+        self._database, self._url = database_of(database)
         if locking not in get_args(Locking):
             raise ValueError(f"locking is one of {', '.join(get_args(Locking))}, not {locking!r}")
         if locking == "advisory" and self._database.is_gone is None:

@@ -67,7 +67,9 @@ class Listener:
                 await self._attend()
             except (SQLAlchemyError, StoreError, OSError, TimeoutError) as error:
                 self._failure = error
-                logger.warning("the connection that tells of locks was interrupted: %s", error or type(error).__name__)
+                logger.warning(
+                    "the connection that tells of locks was interrupted: %s", str(error) or type(error).__name__
+                )
             finally:
                 self._waits.is_hearing = False
                 self._lifeline = None

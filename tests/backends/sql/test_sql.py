@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 import time_machine
-from sqlalchemy import text
+from sqlalchemy import create_engine, text
 from sqlalchemy.ext.asyncio import create_async_engine
 
 from asyncsess import LockLostError, LockTimeoutError, SQLStore, StoreError
@@ -91,6 +91,14 @@ async def test_whoever_may_not_make_tables_is_told_what_to_do(backend: RemoteBac
 def test_what_can_not_work_is_refused(url: str, options: dict[str, str], why: str) -> None:
     with pytest.raises(ValueError, match=why):
         SQLStore(url, **options)  # type: ignore[arg-type]
+
+
+@LEASE
+async def test_an_engine_that_is_not_of_asyncio_is_refused(place: Place) -> None:
+    engine = create_engine(place.url)
+    with pytest.raises(TypeError, match="create_async_engine returns, not a Engine"):
+        SQLStore(engine)  # type: ignore[arg-type]
+    engine.dispose()
 
 
 @LEASE
