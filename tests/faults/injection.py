@@ -7,6 +7,7 @@ import os
 import re
 import subprocess
 import sys
+import time
 from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
@@ -112,7 +113,7 @@ class Injection:
     def _trace_of(self, thread: int) -> list[str]:
         """Return the calls between those that come to nothing."""
         path = self._traces.with_name(f"trace.{thread}")
-        lines = path.read_text().splitlines()
+        lines = _complete(path)
         path.unlink()
         is_nothing = [bool(re.search(rf"\b{NOWHERE}\b", line)) for line in lines]
         begin = is_nothing.index(True)
@@ -123,3 +124,14 @@ class Injection:
     def _answer(self) -> str:
         assert self._program.stdout is not None
         return self._program.stdout.readline().rstrip("\n")
+
+
+def _complete(trace: Path) -> list[str]:
+    """Return the lines of a trace once strace has told the end of the thread; the program may know of it before."""
+    until = time.monotonic() + 30
+    while True:
+        lines = trace.read_text().splitlines()
+        if lines and lines[-1].startswith("+++"):
+            return lines
+        assert time.monotonic() < until, "strace does not tell of the end of a thread"
+        time.sleep(0.001)

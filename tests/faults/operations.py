@@ -121,8 +121,12 @@ OPERATIONS = {
 
 
 def store_at(directory: Path | str, **options: Any) -> FileStore:
-    """Return the store that all of this is about; a lock that stays is an error after a moment."""
-    return FileStore(directory, **({"lock_timeout": 0.5, "sweep_interval": None, "io": "loop"} | options))
+    """Return the store that all of this is about; a lock that stays is an error after a moment.
+
+    It never looks whether a slow holder keeps others waiting, which would be more calls on a busy machine.
+    """
+    usual = {"lock_timeout": 0.5, "slow_hold": 3600.0, "sweep_interval": None, "io": "loop"}
+    return FileStore(directory, **(usual | options))
 
 
 async def prepare(directory: Path, operation: Operation) -> None:

@@ -74,8 +74,9 @@ def _tell(**answer: Any) -> None:
 def _obey(order: dict[str, Any]) -> None:
     from .operations import store_at
 
-    now = time.time()  # standing still: how many calls are made must not depend on how long they take
-    store = store_at(order["directory"], durability=order["durability"], clock=lambda: now)
+    now = time.time()
+    time.time = lambda: now  # standing still: how many calls are made must not depend on how long they take
+    store = store_at(order["directory"], durability=order["durability"], clock=time.time)
     asyncio.run(store.__aenter__())
     before = set(os.listdir("/proc/self/fd"))
     thread = threading.Thread(target=lambda: asyncio.run(_operate(store, order)))

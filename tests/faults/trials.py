@@ -22,9 +22,6 @@ def met_with(*faults: str, more: str = "") -> pytest.MarkDecorator:
     return pytest.mark.parametrize("injection", [(fault, more) for fault in faults], indirect=True, ids=faults)
 
 
-_TRIES = 5
-
-
 class Trials:
     """An operation, again and again in a directory in which it can begin."""
 
@@ -56,18 +53,11 @@ class Trials:
         for system_call, count in undisturbed.calls().items():
             numbers = {*range(1, min(count, 6) + 1), *range(1, count + 1, step)}
             for number in sorted(numbers) if system_call not in passed_over else ():
-                outcome = await self._met(system_call, number)
+                outcome = await self.run(system_call, number)
+                assert outcome.met().startswith(system_call), f"there was no {system_call} number {number}"
                 found = _complaints(outcome, OPERATIONS[self._name], self.directory)
                 complaints += [f"{outcome.met()} -> {outcome.kind}: {complaint}" async for complaint in found]
         return complaints
-
-    async def _met(self, system_call: str, number: int) -> Outcome:
-        """Run until the fault is met: with threads, not every run makes as many calls of a kind."""
-        for _ in range(_TRIES):
-            outcome = await self.run(system_call, number)
-            if outcome.met().startswith(system_call):
-                return outcome
-        raise AssertionError(f"there was no {system_call} number {number} in {_TRIES} runs")
 
 
 async def _complaints(outcome: Outcome, operation: Operation, directory: Path) -> AsyncIterator[str]:
