@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import os
 import random
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable
@@ -36,7 +37,7 @@ class Fault(NamedTuple):
     @property
     def patience(self) -> float | None:
         """Seconds that the store is to wait for an answer; None if none is late."""
-        return 0.4 if self.where is Cut.LATE else None
+        return 1.5 if self.where is Cut.LATE else None
 
     def __str__(self) -> str:
         return f"cut {self.where.value} of exchange {self.number}" + (", for good" if self.for_good else "")
@@ -104,6 +105,8 @@ class Trial:
             for each in left:
                 yield f"left: {each}"
         await self.store.aclose()
+        if self.proxy.links:
+            gc.collect()  # which psycopg leaves a connection to that is given up while it is being made
         try:
             async with asyncio.timeout(_SOON):
                 await self.proxy.until_unused()
