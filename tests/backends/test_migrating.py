@@ -37,6 +37,9 @@ from asyncsess.web import login
 from tests.backends.stepping import SteppingBackend
 
 
+pytestmark = pytest.mark.asyncio(loop_factories=["asyncio"])  # each of the two runs on both
+
+
 class BeginningInTheOld(MigratingBackend):
     """Every session begins in the old backend, as it does before all processes move sessions."""
 
@@ -94,16 +97,6 @@ class LocalContract(MigratingContract):
 class TestMemoryToMemory(LocalContract):
     def make(self, tmp_path: Path) -> tuple[Backend, Backend]:
         return MemoryBackend(), MemoryBackend()
-
-
-class TestFileToMemory(LocalContract):
-    def make(self, tmp_path: Path) -> tuple[Backend, Backend]:
-        return FileBackend(tmp_path / "old"), MemoryBackend()
-
-
-class TestMemoryToFile(LocalContract):
-    def make(self, tmp_path: Path) -> tuple[Backend, Backend]:
-        return MemoryBackend(), FileBackend(tmp_path / "new")
 
 
 class TestFileToFile(LocalContract):

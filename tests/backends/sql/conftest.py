@@ -14,16 +14,6 @@ from asyncsess.backends.sql import Locking, SQLEngine
 from tests.databases import DatabaseServer
 
 
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Run the contract on both event loops, once for each driver, and all else on one."""
-    here = Path(__file__).parent
-    items[:] = [item for item in items if here not in item.path.parents or _is_needed(item)]
-
-
-def _is_needed(item: pytest.Item) -> bool:
-    return "uvloop" not in item.name or ("test_contract" in item.nodeid and "advisory" not in item.name)
-
-
 class Place(NamedTuple):
     """Where the sessions of a test are, and how they are locked there."""
 

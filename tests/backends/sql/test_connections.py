@@ -24,6 +24,8 @@ from tests.backends.sql.conftest import Place
 from tests.databases import DatabaseServer
 from tests.proxy import Cut, Proxy
 
+pytestmark = pytest.mark.asyncio(loop_factories=["asyncio"])  # the contract runs on both
+
 SERVERS = pytest.mark.parametrize("database", ["postgresql", "mariadb"])
 POSTGRESQL = pytest.mark.parametrize("database", ["postgresql"])
 

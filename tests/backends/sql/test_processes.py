@@ -12,6 +12,8 @@ from asyncsess import SQLStore
 from tests.backends.sql.conftest import Place
 from tests.processes.conftest import Worker
 
+pytestmark = pytest.mark.asyncio(loop_factories=["asyncio"])  # the contract runs on both
+
 Start = Callable[..., Worker]
 LEASE = pytest.mark.parametrize("database", ["postgresql", "mariadb", "sqlite"])
 ADVISORY = pytest.mark.parametrize("database", ["postgresql advisory", "mariadb advisory"])

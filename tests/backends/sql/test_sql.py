@@ -24,6 +24,8 @@ from asyncsess.testing.contract import KEY, NOW, OTHER_KEY, hold, put
 from asyncsess.testing.contract.helpers import hold_name, keys_of
 from tests.backends.sql.conftest import Place
 
+pytestmark = pytest.mark.asyncio(loop_factories=["asyncio"])  # the contract runs on both
+
 POSTGRESQL = pytest.mark.parametrize("database", ["postgresql"])
 LEASE = pytest.mark.parametrize("database", ["postgresql", "mariadb", "sqlite"])
 ADVISORY = pytest.mark.parametrize("database", ["postgresql advisory", "mariadb advisory"])
@@ -88,7 +90,7 @@ async def test_whoever_may_not_make_tables_is_told_what_to_do(backend: RemoteBac
         ("sqlite:///some.file", {"locking": "hope"}, "lease, advisory"),
     ],
 )
-def test_what_can_not_work_is_refused(url: str, options: dict[str, str], why: str) -> None:
+async def test_what_can_not_work_is_refused(url: str, options: dict[str, str], why: str) -> None:
     with pytest.raises(ValueError, match=why):
         SQLStore(url, **options)  # type: ignore[arg-type]
 
