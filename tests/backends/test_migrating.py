@@ -36,7 +36,6 @@ from asyncsess.testing.contract.helpers import hold_name, keys_of, look
 from asyncsess.web import login
 from tests.backends.stepping import SteppingBackend
 
-
 pytestmark = pytest.mark.asyncio(loop_factories=["asyncio"])  # each of the two runs on both
 
 

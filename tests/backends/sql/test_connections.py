@@ -317,3 +317,26 @@ async def test_closing_waits_for_what_is_under_way(place: Place) -> None:
 def engine_of(backend: RemoteBackend) -> SQLEngine:
     assert isinstance(backend._engine, SQLEngine)
     return backend._engine
+
+
+@POSTGRESQL
+async def test_a_server_that_isolates_transactions_strictly_loses_no_update_and_raises_no_error(place: Place) -> None:
+    strict = place._replace(url=f"{place.url}?options=-c%20default_transaction_isolation%3Dserializable")
+    backends = [strict.backend() for _ in range(4)]
+    async with create(backends[0]):
+        pass
+
+    async def add(backend: RemoteBackend) -> None:
+        for _ in range(20):
+            async with hold(backend, timeout=30) as held:
+                assert isinstance(held.record, Record)
+                await held.commit(str(int(held.record.payload) + 1).encode(), now=NOW, is_last=True)
+
+    async with hold(backends[0]) as held:
+        await held.commit(b"0", now=NOW)
+    async with asyncio.TaskGroup() as tasks:
+        for backend in backends * 4:
+            tasks.create_task(add(backend))
+    assert await backends[0].read(KEY) == Record(b"320", 322, NOW, NOW)
+    for backend in backends:
+        await backend.aclose()
