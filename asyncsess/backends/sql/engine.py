@@ -169,6 +169,8 @@ class SQLEngine:
         values = await self._taking(claim) | stored | {"number": record.version}
         try:
             is_made = (await client.run(self._sessions.create, values)).matched
+        except NoAnswerError as error:
+            raise _unknown(error) from error
         except LostConnectionError as error:
             try:
                 is_made = (await client.repeat(self._sessions.create, values)).matched or (
