@@ -18,7 +18,16 @@ from redis.asyncio import Redis, RedisCluster
 from redis.asyncio.cluster import ClusterNode
 from redis.asyncio.sentinel import Sentinel
 
-from asyncsess import CorruptSessionError, Holder, LockTimeoutError, RedisStore, StoreError, append, increment
+from asyncsess import (
+    CommitUnknownError,
+    CorruptSessionError,
+    Holder,
+    LockTimeoutError,
+    RedisStore,
+    StoreError,
+    append,
+    increment,
+)
 from asyncsess.backends.redis import RedisEngine
 from asyncsess.backends.remote import Busy, Claim, Granted, RemoteBackend
 from asyncsess.backends.remote.lines import process
@@ -26,6 +35,7 @@ from asyncsess.testing import BackendContract, until
 from asyncsess.testing.contract import KEY, NOW, hold, put
 from tests import servers
 from tests.conftest import keys_of, stored
+from tests.proxy import Cut, Proxy
 from tests.servers import RedisServer
 
 
@@ -256,6 +266,40 @@ async def test_a_full_server_says_so_and_goes_on_when_there_is_room(server: Redi
         async with store.open(kept, timeout=0) as session:
             session["a"] = 3
         assert await stored(store, kept) == {"a": 3}
+
+
+@pytest.mark.parametrize(("name", "value"), [("maxmemory", 1), ("min-replicas-to-write", 1)])
+async def test_a_commit_that_was_stored_counts_although_its_repetition_is_refused(
+    server: RedisServer, name: str, value: int
+) -> None:
+    async with Proxy("127.0.0.1", server.port) as proxy, RedisStore(f"redis://127.0.0.1:{proxy.port}") as store:
+        session_id = await store.create({"n": 0})
+        async with store.open(session_id) as session:
+            session["n"] = 1
+            await session.save()  # so that the server knows the script
+            session["n"] = 2
+            saving = asyncio.create_task(session.save())
+            proxy.cut(Cut.BEFORE_ANSWER)
+            await until(lambda: proxy.cuts == 1)
+            with server.client() as client:
+                client.config_set(name, value)
+                await saving
+                client.config_set(name, 0)
+            session["n"] = 3
+        assert await stored(store, session_id) == {"n": 3}
+
+
+async def test_a_commit_is_never_taken_for_another_of_the_same_holder(redis_url: str, prefix: str) -> None:
+    claim = Claim(KEY, None, process.token(), Holder(1, "task", datetime.now(UTC), "here"), 30.0, True)
+    async with opened(redis_url, prefix) as backend:
+        engine = backend._engine
+        await engine.take(claim)
+        await engine.commit(
+            claim, None, b"late, of which its holder was told that nothing was stored", now=NOW, is_last=False
+        )
+        with pytest.raises(CommitUnknownError):
+            await engine.commit(claim, None, b"another", now=NOW, is_last=False)
+        await engine.leave(claim)
 
 
 async def test_a_client_that_decodes_is_refused(redis_url: str) -> None:

@@ -113,7 +113,7 @@ class RedisEngine:
         lease, holder, mark = _milliseconds(claim.lease), holders.pack(claim.holder), layout.mark_of(claim.token)
         head, payload = layout.encode(record)
         args = lease, holder, head, mark, payload, *_limits(self._expiry)
-        is_new = await self._change(scripts.CREATE, claim, *args)
+        is_new = await self._store(scripts.CREATE, claim, record.version, mark, *args)
         if not is_new:
             self._forget(claim)
         return bool(is_new)
@@ -122,13 +122,13 @@ class RedisEngine:
         record = Record(payload, 1, now, now)
         if isinstance(before, Record):
             record = Record(payload, before.version + 1, before.created_at, now)
-        head, _ = layout.encode(record)
-        args = head, layout.mark_of(claim.token), payload, *_limits(self._expiry), int(is_last)
-        answer = await self._change(scripts.COMMIT, claim, *args)
+        (head, _), mark = layout.encode(record), layout.mark_of(claim.token, payload)
+        args = head, mark, payload, *_limits(self._expiry), int(is_last)
+        answer = await self._store(scripts.COMMIT, claim, record.version, mark, *args)
         if is_last or not answer:
             self._forget(claim)
         if answer == scripts.UNKNOWN:
-            raise CommitUnknownError("whether the commit was stored is not known: others have stored theirs since")
+            raise CommitUnknownError("whether the commit was stored is not known: others were stored since")
         if not answer:
             raise LockLostError(_LOST)
         return record
@@ -265,6 +265,25 @@ class RedisEngine:
             return await self._run(script, claim, *args)
         except StoreError as error:
             raise CommitUnknownError(f"whether it was stored is not known: {error}") from error.__cause__
+
+    async def _store(self, script: Script, claim: Claim, version: int, mark: bytes, *args: Any) -> Any:
+        """Store a version. Where that is refused it may have been stored before, as clients repeat what was cut off.
+
+        Raises:
+            CommitUnknownError: As `_change`.
+        """
+        try:
+            return await self._change(script, claim, *args)
+        except CommitUnknownError:
+            raise
+        except StoreError:
+            try:
+                was_stored = await self._run(scripts.STORED, claim, version, mark)
+            except StoreError as error:
+                raise CommitUnknownError(f"whether it was stored is not known: {error}") from error.__cause__
+            if not was_stored:
+                raise
+            return was_stored
 
     async def _ask(self, script: Script, key: str, name: str | None, token: str, *args: Any) -> Any:
         lock = f"{self._prefix}l:{{{key}}}" + ("" if name is None else f":{name}")

@@ -14,7 +14,8 @@ The server may read what a client has asked when that one has long given up, and
 waits for a lock has its holder told, and a process that does not know of a claim of its own gives it back.
 
 A client that lost its connection asks again, so each script may run twice. Who no longer has the lock when he commits
-has lost it, or has committed before: the mark that his commit left tells, unless four others have followed.
+has lost it, or has committed before: the mark that his commit left tells, unless four others have followed. It tells
+also whether one was stored whose repetition the server has refused.
 """
 
 from __future__ import annotations
@@ -161,10 +162,21 @@ local _, _, _, version = head_of(head)
 local before = stored()
 local was = was_stored(before, version, mark)
 if not is_mine then return was end
-if was == 0 then put(head, mark, ARGV[6], before, tonumber(ARGV[7]), tonumber(ARGV[8])) end
+if was ~= 1 then
+  if before and select(4, head_of(before)) >= version then return 2 end
+  put(head, mark, ARGV[6], before, tonumber(ARGV[7]), tonumber(ARGV[8]))
+end
 if ARGV[9] == '1' then hand_on() end
 return 1
 """,
+)
+
+STORED: Final = Script(
+    lua.READING,
+    lua.KEYS,
+    lua.FOUND,
+    lua.PUT,
+    "return was_stored(stored(), tonumber(ARGV[4]), ARGV[5])",
 )
 
 DELETE: Final = Script(
