@@ -190,6 +190,30 @@ async def test_who_was_first_in_line_is_first_also_where_nobody_gave_the_lock_ba
         assert isinstance(await engine.take(first), Granted)
 
 
+async def follow_a_late_holder(url: str, prefix: str) -> None:
+    """Take over while the process of the holder, and of the first in line, is stopped, but goes on to be subscribed."""
+    holder = Holder(1, "task", datetime.now(UTC), "here")
+    late, first = (Claim(KEY, None, process.token(), holder, 0.1, True) for _ in range(2))
+    async with opened(url, prefix) as stopped, opened(url, prefix) as other:
+        engine = stopped._engine
+        assert isinstance(await engine.take(late), Granted)
+        assert isinstance(await engine.take(first), Busy)
+        async with hold(other, timeout=10.0, create=True):
+            pass
+        assert isinstance(await engine.take(first), Granted)
+        await engine.leave(first)
+
+
+async def test_a_late_holder_is_followed_although_the_first_in_line_was_stopped(redis_url: str, prefix: str) -> None:
+    await follow_a_late_holder(redis_url, prefix)
+
+
+async def test_a_late_holder_is_followed_in_a_cluster_although_the_first_in_line_was_killed(
+    nodes: list[RedisServer], prefix: str
+) -> None:
+    await follow_a_late_holder("redis+cluster://" + ",".join(f"127.0.0.1:{node.port}" for node in nodes), prefix)
+
+
 async def test_a_forked_child_gives_no_lock_of_its_parent_back(redis_url: str, prefix: str) -> None:
     async with opened(redis_url, prefix) as backend, opened(redis_url, prefix) as other:
         await put(backend)

@@ -8,7 +8,9 @@
 
 A token begins with the name of its process, which listens on a channel of that name: whoever gives a lock to the next
 tells him there, and learns at once whether anybody listens. In a cluster that can't be learned, so a lock is kept for
-the next for a second, and a holder's process counts as there. Times of locks are milliseconds of the server's clock.
+the next for a second, and a holder's process counts as there. Nor does a process answer that was stopped, or that a
+network has swallowed: whoever is first in line behind a late holder has a second to come, then the next has. Times of
+locks are milliseconds of the server's clock.
 
 The server may read what a client has asked when that one has long given up, and grant a lock to nobody. So whoever
 waits for a lock has its holder told, and a process that does not know of a claim of its own gives it back.
@@ -71,16 +73,15 @@ end
 if is_mine then return {1, 0, not is_name and redis.call('GET', record)} end
 local at = now()
 local first = redis.call('ZRANGE', queue, 0, 0)[1]
-local kept_for, kept_until, who
-local was_late = false
+local kept_for, kept_until, held_by, deadline, gone, who
+local was_late, late_since = false, 0
 if state and string.sub(state, 1, 1) == '>' then
   kept_for, kept_until = string.match(state, '^>(%S+) (%S+)$')
   if kept_for ~= token and tonumber(kept_until) > at then return busy(false, kept_until - at) end
 elseif state then
-  local held_by, deadline, gone
   held_by, deadline, gone, who = string.match(state, '^(%S+) (%S+) (%S+) (.*)$')
   deadline, gone = tonumber(deadline), tonumber(gone)
-  was_late = deadline > 0 and deadline <= at
+  was_late, late_since = deadline > 0 and deadline <= at, math.max(deadline, gone)
   if not was_late then
     local pause = 1000
     if deadline > 0 then pause = math.min(pause, deadline - at) end
@@ -91,7 +92,7 @@ elseif state then
     end
     if not is_gone then return busy(who, pause, held_by) end
     if gone + 1000 > at then return busy(who, math.min(pause, gone + 1000 - at)) end
-    was_late = true
+    was_late, late_since = true, gone + 1000
   end
 end
 if first and first ~= token and kept_for ~= token then
@@ -101,7 +102,10 @@ if first and first ~= token and kept_for ~= token then
     return answer
   end
   is_told(first)
-  if is_there(first) then return answer end
+  if is_there(first) then
+    if at < late_since + 1000 then return answer end
+    redis.call('SET', lock, held_by .. ' ' .. deadline .. ' ' .. at .. ' ' .. who, 'KEEPTTL')
+  end
   redis.call('ZREM', queue, first)
   return {0, who, 0, 0}
 end
