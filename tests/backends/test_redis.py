@@ -28,7 +28,7 @@ from asyncsess import (
     append,
     increment,
 )
-from asyncsess.backends.redis import RedisEngine
+from asyncsess.backends.redis import RedisEngine, connections
 from asyncsess.backends.remote import Busy, Claim, Granted, RemoteBackend
 from asyncsess.backends.remote.lines import process
 from asyncsess.testing import BackendContract, until
@@ -212,6 +212,26 @@ async def test_a_late_holder_is_followed_in_a_cluster_although_the_first_in_line
     nodes: list[RedisServer], prefix: str
 ) -> None:
     await follow_a_late_holder("redis+cluster://" + ",".join(f"127.0.0.1:{node.port}" for node in nodes), prefix)
+
+
+async def test_a_process_is_told_again_after_its_server_has_left_a_new_connection_without_an_answer(
+    server: RedisServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(connections, "_SILENCE", 0.2)
+    async with (
+        Proxy("127.0.0.1", server.port) as proxy,
+        opened(f"redis://127.0.0.1:{proxy.port}", "") as backend,
+        Redis.from_url(server.url) as client,
+    ):
+        channel = f"p:{process.name}"
+        proxy.is_swallowing = True
+        proxy.cut_all()
+        await until(lambda: proxy.links == 1)  # the listener has connected again
+        proxy.is_swallowing = False
+        async with asyncio.timeout(20):
+            while not (await client.pubsub_numsub(channel))[0][1]:
+                await asyncio.sleep(0.01)
+        await backend.read(KEY)
 
 
 async def test_a_forked_child_gives_no_lock_of_its_parent_back(redis_url: str, prefix: str) -> None:

@@ -145,10 +145,12 @@ class Connections:
                 waiter.set_result(None) if error is None else waiter.set_exception(error)
 
     async def _hear(self) -> None:
-        async with self.client.pubsub() as pubsub:
+        # A client that connects anew waits for the first answer of its server without end.
+        async with asyncio.timeout(2 * _SILENCE) as patience, self.client.pubsub() as pubsub:
             await pubsub.subscribe(self._channels + process.name)
             is_silent = False
             while True:
+                patience.reschedule(asyncio.get_running_loop().time() + 2 * _SILENCE)
                 message = await pubsub.get_message(timeout=_SILENCE)
                 if message is None and is_silent:
                     raise TimeoutError("the server has been silent for too long")
