@@ -234,6 +234,26 @@ async def test_a_process_is_told_again_after_its_server_has_left_a_new_connectio
         await backend.read(KEY)
 
 
+async def test_a_lock_that_was_granted_to_nobody_is_given_back_although_its_process_was_told_in_vain(
+    redis_url: str, prefix: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    leave, lost = connections.Connections._leave, list[str]()
+
+    async def lose_the_first(self: connections.Connections, token: str, lock: str) -> None:
+        lost.append(token)
+        if len(lost) > 1:
+            await leave(self, token, lock)
+
+    monkeypatch.setattr(connections.Connections, "_leave", lose_the_first)
+    async with opened(redis_url, prefix) as backend:
+        engine = backend._engine
+        nobody = Claim(KEY, None, process.token(), Holder(1, "task", datetime.now(UTC), "here"), 3600.0, True)
+        await engine.take(nobody)
+        engine._forget(nobody)
+        async with hold(backend, timeout=10.0, create=True):
+            assert lost == [nobody.token] * 2
+
+
 async def test_a_forked_child_gives_no_lock_of_its_parent_back(redis_url: str, prefix: str) -> None:
     async with opened(redis_url, prefix) as backend, opened(redis_url, prefix) as other:
         await put(backend)

@@ -170,7 +170,8 @@ class Connections:
 
     async def _leave(self, token: str, lock: str) -> None:
         """Give back the lock of a claim that nobody in this process makes any more."""
-        await self.run(scripts.LEAVE, lock, lock, token)
+        async with self.slots:
+            await self.run(scripts.LEAVE, lock, lock, token)
 
     async def close(self) -> None:
         """Give the connections back."""

@@ -13,7 +13,8 @@ network has swallowed: whoever is first in line behind a late holder has a secon
 locks are milliseconds of the server's clock.
 
 The server may read what a client has asked when that one has long given up, and grant a lock to nobody. So whoever
-waits for a lock has its holder told, and a process that does not know of a claim of its own gives it back.
+waits for a lock has its holder told each time he asks, and a process that does not know of a claim of its own gives it
+back.
 
 A client that lost its connection asks again, so each script may run twice. Who no longer has the lock when he commits
 has lost it, or has committed before: the mark that his commit left tells, unless four others have followed. It tells
@@ -60,13 +61,13 @@ local function is_there(claim)
   return is_cluster or redis.call('PUBSUB', 'NUMSUB', channel_of(claim))[2] > 0
 end
 
-local function busy(who, pause, held_by)
+local function busy(who, pause, told)
   if not redis.call('ZSCORE', queue, token) then
     local time = redis.call('TIME')
     redis.call('ZADD', queue, time[1] * 1000000 + time[2], token)
     redis.call('PEXPIRE', queue, 3600000)
-    if held_by then is_told(held_by) end
   end
+  if told then is_told(told) end
   return {0, who or '', pause, redis.call('ZRANK', queue, token)}
 end
 
