@@ -28,6 +28,7 @@ from asyncsess import (
     append,
     increment,
 )
+from asyncsess.backends.base import Record
 from asyncsess.backends.redis import RedisEngine, connections
 from asyncsess.backends.remote import Busy, Claim, Granted, RemoteBackend
 from asyncsess.backends.remote.lines import process
@@ -389,6 +390,27 @@ async def test_what_is_no_session_is_moved_aside(client: Counting, prefix: str) 
         with pytest.raises(CorruptSessionError) as caught:
             await stored(store, session_id)
         assert await client.get(caught.value.path or "") == b"something else"
+        assert key not in str(caught.value)
+
+
+async def test_what_is_no_session_is_not_moved_aside_once_another_has_stored_one(
+    client: Counting, redis_url: str, prefix: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with opened(client, prefix) as slow, opened(redis_url, prefix) as other:
+        await client.set(f"{prefix}s:{{{KEY}}}", b"something else")
+        get = client.get
+
+        async def get_late(name: str) -> Any:
+            data = await get(name)
+            with pytest.raises(CorruptSessionError):
+                await other.read(KEY)
+            await put(other)
+            return data
+
+        monkeypatch.setattr(client, "get", get_late)
+        with pytest.raises(CorruptSessionError):
+            await slow.read(KEY)
+        assert isinstance(await other.read(KEY), Record)
 
 
 async def test_a_session_is_deleted_by_the_server_once_it_has_expired(client: Counting, prefix: str) -> None:

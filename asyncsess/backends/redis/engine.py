@@ -27,6 +27,7 @@ from asyncsess.expiry import Expiry
 _MEMBER_AGE: Final = 60.0
 _PER_SCAN: Final = 500
 _LONGER: Final = 60.0  # for which what nobody finds any more is there nevertheless
+_KEPT: Final = 30 * 86400  # seconds for which what can't be read is kept
 _LOST: Final = "the session was taken over by another; nothing was stored"
 _TAKEN: Final = 1
 _NOTHING: Final = 2
@@ -306,9 +307,10 @@ class RedisEngine:
         try:
             return layout.decode(data)
         except ValueError as error:
-            aside = f"{self._prefix}x:{{{key}}}:{token_hex(4)}"
+            aside = f"{self._prefix}x:{token_hex(8)}"
             async with self._reach() as here:
-                await here.client.rename(self._record(key), aside)
+                await here.client.set(aside, data or b"", ex=_KEPT)
+            await self._ask(scripts.DISCARD, key, None, "", data or b"")  # unless another was faster
             raise CorruptSessionError(str(error), aside) from error
 
     def _record(self, key: str) -> str:

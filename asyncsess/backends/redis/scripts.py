@@ -273,6 +273,12 @@ return 0
 """,
 )
 
+DISCARD: Final = Script(
+    lua.ALWAYS,
+    lua.KEYS,
+    "if redis.call('GET', record) == ARGV[4] then redis.call('DEL', record) end",
+)
+
 TIME: Final = Script(lua.ALWAYS, "return redis.call('TIME')")
 
 JOIN: Final = Script(
