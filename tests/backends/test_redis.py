@@ -373,13 +373,21 @@ async def test_a_client_that_decodes_is_refused(redis_url: str) -> None:
             RedisStore(client)
 
 
-async def test_a_server_that_is_not_there_is_told_of(tmp_path: Path) -> None:
-    store = RedisStore(f"redis://127.0.0.1:{servers.free_port()}")
+@pytest.mark.parametrize("scheme", ["redis", "redis+cluster"])
+async def test_a_server_that_is_not_there_is_told_of(scheme: str) -> None:
+    store = RedisStore(f"{scheme}://127.0.0.1:{servers.free_port()}")
     with pytest.raises(StoreError, match="could not be used"):
         await store.__aenter__()
     with pytest.raises(StoreError, match="could not be used"):
         await store.create()
     await store.aclose()
+
+
+async def test_a_server_that_does_not_answer_is_told_of(redis_url: str) -> None:
+    async with Proxy("127.0.0.1", int(redis_url.rpartition(":")[2])) as proxy:
+        proxy.is_swallowing = True
+        with pytest.raises(StoreError, match="it did not answer in time"):
+            await RedisStore(f"redis://127.0.0.1:{proxy.port}?socket_timeout=0.1").__aenter__()
 
 
 async def test_what_is_no_session_is_moved_aside(client: Counting, prefix: str) -> None:

@@ -8,7 +8,7 @@ from collections.abc import Callable, Sequence
 from contextlib import suppress
 from typing import Any, Final
 
-from redis.exceptions import NoScriptError, RedisError
+from redis.exceptions import NoScriptError, RedisClusterException, RedisError
 
 from asyncsess.backends.redis import scripts
 from asyncsess.backends.redis.clients import MOST_AT_ONCE, Client, check_server, is_cluster
@@ -17,7 +17,7 @@ from asyncsess.backends.remote.lines import process
 
 logger = logging.getLogger("asyncsess")
 
-FAILURES: Final = (RedisError, OSError, TimeoutError)
+FAILURES: Final = (RedisError, RedisClusterException, OSError, TimeoutError)
 
 _FIRST_PAUSE: Final = 0.05
 _LONGEST_PAUSE: Final = 1.0

@@ -234,7 +234,9 @@ class RedisEngine:
                 async with here.slots:
                     yield here
         except FAILURES as error:
-            raise StoreError(f"the Redis server could not be used: {error or 'it did not answer in time'}") from error
+            raise StoreError(
+                f"the Redis server could not be used: {str(error) or 'it did not answer in time'}"
+            ) from error
 
     async def _here(self) -> Connections:
         loop = asyncio.get_running_loop()
