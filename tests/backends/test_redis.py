@@ -14,6 +14,7 @@ from secrets import token_hex
 from typing import Any
 
 import pytest
+from redis import Redis as BlockingRedis
 from redis.asyncio import Redis, RedisCluster
 from redis.asyncio.cluster import ClusterNode
 from redis.asyncio.sentinel import Sentinel
@@ -371,6 +372,14 @@ async def test_a_client_that_decodes_is_refused(redis_url: str) -> None:
     async with Redis.from_url(redis_url, decode_responses=True) as client:
         with pytest.raises(ValueError, match="decode_responses"):
             RedisStore(client)
+    with pytest.raises(ValueError, match="decode_responses"):
+        RedisStore(f"{redis_url}?decode_responses=True")
+
+
+@pytest.mark.parametrize("server", [BlockingRedis(), Sentinel([]), None, b"redis://localhost"], ids=type)
+def test_what_is_no_client_of_asyncio_is_refused(server: Any) -> None:
+    with pytest.raises(TypeError, match="URL, or a client of redis"):
+        RedisStore(server)
 
 
 @pytest.mark.parametrize("scheme", ["redis", "redis+cluster"])

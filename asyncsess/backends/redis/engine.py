@@ -15,7 +15,7 @@ from redis.exceptions import ResponseError
 
 from asyncsess.backends.base import Found, Record, Tombstone
 from asyncsess.backends.redis import layout, scripts
-from asyncsess.backends.redis.clients import Client, check_client, connect, timeout_of
+from asyncsess.backends.redis.clients import Client, check, connect, timeout_of
 from asyncsess.backends.redis.connections import FAILURES, Connections
 from asyncsess.backends.redis.masses import each
 from asyncsess.backends.redis.scripts import Script
@@ -42,12 +42,12 @@ class RedisEngine:
         expiry: When the server itself deletes what nobody uses.
 
     Raises:
+        TypeError: The server is neither a URL nor such a client.
         ValueError: The URL is none, or the client decodes what it reads.
     """
 
     def __init__(self, server: str | Client, *, prefix: str = "asyncsess:", expiry: Expiry | None = None) -> None:
-        if not isinstance(server, str):
-            check_client(server)
+        check(server)
         self._server = server
         self._timeout = timeout_of(server)
         self._prefix = prefix
