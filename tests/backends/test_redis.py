@@ -442,6 +442,15 @@ async def test_a_session_is_deleted_by_the_server_once_it_has_expired(client: Co
         assert 60 <= await client.ttl(name) <= 120  # the tombstone
 
 
+@pytest.mark.parametrize("start", ["[a]", "*", "?", "a\\b", "a^-"])
+async def test_a_prefix_is_taken_literally(redis_url: str, prefix: str, start: str) -> None:
+    async with opened(redis_url, f"{start}{prefix}") as backend, opened(redis_url, f"xyz{prefix}") as other:
+        await put(other)
+        assert [key async for key in backend.keys()] == []  # noqa: SIM118 - it is no mapping
+        await put(backend)
+        assert [key async for key in backend.keys()] == [KEY]  # noqa: SIM118 - it is no mapping
+
+
 async def test_nothing_is_left_of_locks(client: Counting, prefix: str) -> None:
     async with RedisStore(client, prefix=prefix) as store:
         session_id = await store.create({"log": []})

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import math
+import re
 import weakref
 from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
@@ -188,7 +189,7 @@ class RedisEngine:
 
     async def _sweep_groups(self, before: float) -> None:
         """Remove the members that are older, and lead nowhere."""
-        async for name in self._names(self._group("*")):
+        async for name in self._names(self._group("")):
             group = name[len(self._group("")) :]
             for key, added_at in (await self.members(group)).items():
                 if added_at < before and await self.read(key) is None:
@@ -206,12 +207,13 @@ class RedisEngine:
 
     async def _all_keys(self) -> AsyncIterator[str]:
         start, end = len(self._record("")) - 1, -1
-        async for name in self._names(self._record("*")):
+        async for name in self._names(f"{self._prefix}s:{{"):
             yield name[start:end]
 
-    async def _names(self, pattern: str) -> AsyncIterator[str]:
-        """Yield the names of the server's keys that match, each once."""
+    async def _names(self, start: str) -> AsyncIterator[str]:
+        """Yield the names of the server's keys that begin with something, each once."""
         seen = set[str]()
+        pattern = re.sub(r"[\\*?\[\]]", r"\\\g<0>", start) + "*"
         async with self._reach() as here:
             found: AsyncIterator[Any] = here.client.scan_iter(match=pattern, count=_PER_SCAN)
         while True:
