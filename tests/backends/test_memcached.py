@@ -474,6 +474,16 @@ async def test_who_takes_a_session_again_at_once_comes_after_who_waits(
     assert order == ["who waits", "again"] * 5
 
 
+async def test_nothing_is_remembered_of_who_was_late(backend: RemoteBackend, other: RemoteBackend) -> None:
+    await put(backend)
+    async with hold(backend, lease=0.01) as late:
+        assert not late.is_contended  # which is looked for
+        async with hold(other):
+            with pytest.raises(LockLostError):
+                await late.delete(now=NOW)
+    assert not backend._engine._looks._tasks  # type: ignore[attr-defined]
+
+
 async def test_who_waited_and_is_gone_keeps_others_from_the_session_for_a_moment_only(
     backend: RemoteBackend, other: RemoteBackend, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -464,6 +464,20 @@ async def test_nothing_is_left_of_locks(client: Counting, prefix: str) -> None:
         assert len(await client.keys(f"{prefix}*")) == 1
 
 
+async def test_nothing_is_remembered_of_who_was_followed_by_another_task(client: Counting, prefix: str) -> None:
+    async with opened(client, prefix) as backend:
+        await put(backend)
+        async with hold(backend, lease=0.01), asyncio.TaskGroup() as tasks:
+            tasks.create_task(use(backend))
+        (here,) = backend._engine._connections.values()
+        assert not here._told
+
+
+async def use(backend: RemoteBackend) -> None:
+    async with hold(backend):
+        pass
+
+
 async def test_a_cluster_shares_the_sessions_out(nodes: list[RedisServer], prefix: str) -> None:
     async with (
         RedisCluster(startup_nodes=[ClusterNode("127.0.0.1", nodes[0].port)]) as client,

@@ -36,6 +36,10 @@ class Process:
         """Return what no claim has had before."""
         return f"{self.name}.{next(_numbers)}"
 
+    def has_made(self, token: str) -> bool:
+        """Tell whether a token is of this process, and not of one that it was forked from."""
+        return token.startswith(f"{self.name}.")
+
 
 process: Final = Process()
 
