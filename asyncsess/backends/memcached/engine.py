@@ -77,6 +77,8 @@ class MemcachedEngine:
 
     async def ready(self) -> None:
         await self._server.now()
+        async with self._server.use():  # else each claim would be given back later, and kept until then
+            pass
 
     async def take(self, claim: Claim) -> Granted | Busy:
         now = await self._server.now()
