@@ -87,8 +87,7 @@ class Lines(Turns):
     async def close(self) -> None:
         """Take everything back, from those who ask in the running loop as well."""
         self.is_closed = True
-        for hold in list(self.holds):
-            await hold.lose()
+        await asyncio.gather(*(hold.lose() for hold in list(self.holds)))  # a server that hangs costs its time once
         self.take_back()
         loop = asyncio.get_running_loop()
         while asking := [hold for hold in self.asking if hold.is_of(loop)]:
