@@ -33,8 +33,10 @@ from asyncsess.backends.base import Record
 from asyncsess.backends.redis import RedisEngine, connections
 from asyncsess.backends.remote import Busy, Claim, Granted, RemoteBackend
 from asyncsess.backends.remote.lines import process
+from asyncsess.expiry import Expiry
 from asyncsess.testing import BackendContract, until
 from asyncsess.testing.contract import KEY, NOW, hold, put
+from asyncsess.testing.contract.groups import GROUP
 from tests import servers
 from tests.conftest import keys_of, stored
 from tests.proxy import Cut, Proxy
@@ -449,6 +451,15 @@ async def test_a_prefix_is_taken_literally(redis_url: str, prefix: str, start: s
         assert [key async for key in backend.keys()] == []  # noqa: SIM118 - it is no mapping
         await put(backend)
         assert [key async for key in backend.keys()] == [KEY]  # noqa: SIM118 - it is no mapping
+
+
+async def test_a_group_lasts_as_long_as_any_of_its_sessions_may(client: Counting, prefix: str) -> None:
+    name = f"{prefix}g:{GROUP}"
+    for lifetime, least, most in ((100, 100, 160), (10, 100, 160), (1000, 1000, 1060), (None, -1, -1), (10, -1, -1)):
+        engine = RedisEngine(client, prefix=prefix, expiry=Expiry(None, lifetime))
+        await engine.add_member(GROUP, KEY, now=NOW)
+        assert least <= await client.ttl(name) <= most
+        await engine.aclose()
 
 
 async def test_nothing_is_left_of_locks(client: Counting, prefix: str) -> None:

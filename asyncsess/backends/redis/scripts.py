@@ -284,7 +284,14 @@ TIME: Final = Script(lua.ALWAYS, "return redis.call('TIME')")
 JOIN: Final = Script(
     lua.UNLESS_FULL,
     """
+local is_new = redis.call('EXISTS', KEYS[1]) == 0
 redis.call('HSET', KEYS[1], ARGV[1], ARGV[2])
-if tonumber(ARGV[3]) > 0 then redis.call('PEXPIRE', KEYS[1], ARGV[3]) end
+if ARGV[3] == '0' then
+  redis.call('PERSIST', KEYS[1])
+elseif is_new then
+  redis.call('PEXPIRE', KEYS[1], ARGV[3])
+else
+  redis.call('PEXPIRE', KEYS[1], ARGV[3], 'GT')
+end
 """,
 )
