@@ -9,8 +9,10 @@ import weakref
 from collections.abc import AsyncIterator, Iterator
 from contextlib import AsyncExitStack, asynccontextmanager
 from datetime import UTC, datetime
+from itertools import count
 from pathlib import Path
 from secrets import token_hex
+from threading import Thread
 from typing import Any
 
 import pytest
@@ -520,6 +522,43 @@ async def test_sessions_go_on_where_a_sentinel_says(tmp_path: Path) -> None:
             assert await stored(store, session_id) == {"n": 1}
         for client in watcher.sentinels:
             await client.aclose()
+
+
+async def test_a_cancellation_is_not_lost_in_a_client_that_has_a_timeout(client: Counting, prefix: str) -> None:
+    async with RedisStore(client, prefix=prefix) as store:
+        session_id = await store.create({"n": 0})
+
+        async def add() -> str:
+            await store.apply(session_id, increment("n"))
+            await asyncio.sleep(0)
+            return "it went on"
+
+        for steps in count():
+            task = asyncio.create_task(add())
+            for _ in range(steps):
+                await asyncio.sleep(0)
+            if task.done():
+                break
+            task.cancel()
+            with pytest.raises(asyncio.CancelledError):
+                await task
+        assert task.result() == "it went on"
+
+
+async def test_an_event_loop_ends_although_the_store_was_not_closed_but_its_client(redis_url: str, prefix: str) -> None:
+    kind = type(asyncio.get_running_loop())
+
+    def run() -> None:
+        with asyncio.Runner(loop_factory=kind) as runner:
+            runner.run(use())
+
+    async def use() -> None:
+        async with Redis.from_url(redis_url) as client:
+            await RedisStore(client, prefix=prefix).create({"n": 0})
+
+    thread = Thread(target=run, daemon=True)
+    thread.start()
+    await until(lambda: not thread.is_alive())
 
 
 async def test_an_event_loop_that_has_ended_is_let_go(redis_url: str, prefix: str) -> None:

@@ -26,6 +26,15 @@ _claims = set[str]()
 _SILENCE: Final = 5.0  # after which the server is asked whether it is there
 
 
+def cancellations() -> int:
+    """Return how often the running task was cancelled, though it may not have heard of it.
+
+    Before Python 3.12, a cancellation can get lost in `asyncio.wait_for`, which clients with a ``socket_timeout`` use.
+    """
+    task = asyncio.current_task()
+    return 0 if task is None else task.cancelling()
+
+
 class Connections:
     """The client of one event loop, and a listener that tells those who wait for a lock.
 
@@ -121,7 +130,7 @@ class Connections:
     async def _listen(self) -> None:
         pause = _FIRST_PAUSE
         try:
-            while True:
+            while not cancellations():
                 try:
                     await self._hear()
                 except FAILURES as error:
@@ -149,7 +158,7 @@ class Connections:
         async with asyncio.timeout(2 * _SILENCE) as patience, self.client.pubsub() as pubsub:
             await pubsub.subscribe(self._channels + process.name)
             is_silent = False
-            while True:
+            while not cancellations():
                 patience.reschedule(asyncio.get_running_loop().time() + 2 * _SILENCE)
                 message = await pubsub.get_message(timeout=_SILENCE)
                 if message is None and is_silent:

@@ -17,7 +17,7 @@ from redis.exceptions import ResponseError
 from asyncsess.backends.base import Found, Record, Tombstone
 from asyncsess.backends.redis import layout, scripts
 from asyncsess.backends.redis.clients import Client, check, connect, timeout_of
-from asyncsess.backends.redis.connections import FAILURES, Connections
+from asyncsess.backends.redis.connections import FAILURES, Connections, cancellations
 from asyncsess.backends.redis.masses import each
 from asyncsess.backends.redis.scripts import Script
 from asyncsess.backends.remote import holders
@@ -230,6 +230,7 @@ class RedisEngine:
     @asynccontextmanager
     async def _reach(self) -> AsyncIterator[Connections]:
         """Give the connections of the running loop for a moment; translate what goes wrong with the server."""
+        before = cancellations()
         try:
             async with asyncio.timeout(self._timeout):
                 here = await self._here()
@@ -239,6 +240,8 @@ class RedisEngine:
             raise StoreError(
                 f"the Redis server could not be used: {str(error) or 'it did not answer in time'}"
             ) from error
+        if cancellations() > before:
+            raise asyncio.CancelledError
 
     async def _here(self) -> Connections:
         loop = asyncio.get_running_loop()
