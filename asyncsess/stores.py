@@ -95,6 +95,9 @@ class RedisStore(SessionStore):
     deletes what has expired: nothing is swept. It must not evict keys when its memory is full. What a commit survives
     is the server's matter: its ``appendfsync``, its replicas.
 
+    Who commits so late that others have committed more than four times meanwhile gets `CommitUnknownError` instead of
+    `LockLostError`: by then, the server can't tell it from a repetition of a commit that was stored.
+
     Args:
         server: The server's URL, or a client of ``redis.asyncio``, also of Sentinel or a cluster, which is used in its
             own event loop only.
