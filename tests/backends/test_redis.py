@@ -396,6 +396,17 @@ async def test_a_server_that_is_not_there_is_told_of(scheme: str) -> None:
     await store.aclose()
 
 
+async def test_a_server_that_wants_a_password_or_is_a_replica_says_what_helps(server: RedisServer) -> None:
+    with server.client() as client:
+        client.replicaof("127.0.0.1", servers.free_port())
+        with pytest.raises(StoreError, match="give its primary"):
+            await RedisStore(server.url).__aenter__()
+        client.config_set("requirepass", "secret")
+    for url in (server.url, server.url.replace("//", "//:wrong@")):
+        with pytest.raises(StoreError, match="give the user and the password"):
+            await RedisStore(url).__aenter__()
+
+
 async def test_a_server_that_does_not_answer_is_told_of(redis_url: str) -> None:
     async with Proxy("127.0.0.1", int(redis_url.rpartition(":")[2])) as proxy:
         proxy.is_swallowing = True

@@ -8,7 +8,7 @@ from collections.abc import Callable, Sequence
 from contextlib import suppress
 from typing import Any, Final
 
-from redis.exceptions import NoScriptError, RedisClusterException, RedisError
+from redis.exceptions import AuthenticationError, NoScriptError, ReadOnlyError, RedisClusterException, RedisError
 
 from asyncsess.backends.redis import scripts
 from asyncsess.backends.redis.clients import MOST_AT_ONCE, Client, check_server, is_cluster
@@ -19,11 +19,22 @@ logger = logging.getLogger("asyncsess")
 
 FAILURES: Final = (RedisError, RedisClusterException, OSError, TimeoutError)
 
+_REMEDIES: Final = {
+    AuthenticationError: "; give the user and the password that it knows, as redis://user:password@host",
+    ReadOnlyError: "; this is a replica: give its primary, or the sentinels that know which one that is",
+}
+
 _FIRST_PAUSE: Final = 0.05
 _LONGEST_PAUSE: Final = 1.0
 # The claims of this process, in all of its event loops.
 _claims = set[str]()
 _SILENCE: Final = 5.0  # after which the server is asked whether it is there
+
+
+def reason_of(error: BaseException) -> str:
+    """Return what a failure says, and what may help."""
+    remedies = [remedy for kind, remedy in _REMEDIES.items() if isinstance(error, kind)]
+    return (str(error) or "it did not answer in time") + "".join(remedies)
 
 
 def cancellations() -> int:

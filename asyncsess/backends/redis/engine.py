@@ -17,7 +17,7 @@ from redis.exceptions import ResponseError
 from asyncsess.backends.base import Found, Record, Tombstone
 from asyncsess.backends.redis import layout, scripts
 from asyncsess.backends.redis.clients import Client, check, connect, timeout_of
-from asyncsess.backends.redis.connections import FAILURES, Connections, cancellations
+from asyncsess.backends.redis.connections import FAILURES, Connections, cancellations, reason_of
 from asyncsess.backends.redis.masses import each
 from asyncsess.backends.redis.scripts import Script
 from asyncsess.backends.remote import holders
@@ -237,9 +237,7 @@ class RedisEngine:
                 async with here.slots:
                     yield here
         except FAILURES as error:
-            raise StoreError(
-                f"the Redis server could not be used: {str(error) or 'it did not answer in time'}"
-            ) from error
+            raise StoreError(f"the Redis server could not be used: {reason_of(error)}") from error
         if cancellations() > before:
             raise asyncio.CancelledError
 
