@@ -91,8 +91,12 @@ class RedisStore(SessionStore):
 
         async with RedisStore("redis://localhost", idle_timeout=1800) as store: ...
 
-    All times are the server's, and the server itself deletes what has expired: nothing is swept. It must not evict
-    keys when its memory is full. What a commit survives is the server's matter: its ``appendfsync``, its replicas.
+    All times are the server's once the store was entered; without that they are this machine's. The server itself
+    deletes what has expired: nothing is swept. It must not evict keys when its memory is full. What a commit survives
+    is the server's matter: its ``appendfsync``, its replicas.
+
+    Who commits so late that others have committed more than four times meanwhile gets `CommitUnknownError` instead of
+    `LockLostError`: by then, the server can't tell it from a repetition of a commit that was stored.
 
     Args:
         server: The server's URL, or a client of ``redis.asyncio``, also of Sentinel or a cluster, which is used in its

@@ -38,13 +38,14 @@ class Proxy:
         delay: Seconds for which each burst of bytes is kept back, either way.
         kept_back: How many bursts are kept back right now.
         is_refusing: Whether new connections are ended at once.
+        is_swallowing: Whether new connections are accepted, and nothing on them is ever passed on.
         port: Where it listens.
     """
 
     def __init__(self, host: str, port: int) -> None:
         self.exchanges = self.cuts = self.kept_back = self.port = 0
         self.delay = 0.0
-        self.is_refusing = False
+        self.is_refusing = self.is_swallowing = False
         self._address = host, port
         self._links: set[_Link] = set()
         self._planned: dict[int, tuple[Cut, bool]] = {}
@@ -90,7 +91,7 @@ class Proxy:
     def heal(self, *, refuse: bool = False) -> None:
         """Do nothing worse from now on than what was asked for again; what was kept back is passed on."""
         self._planned.clear()
-        self.is_refusing, self.delay = refuse, 0.0
+        self.is_refusing, self.is_swallowing, self.delay = refuse, False, 0.0
         self._flows.set()
         self._healed.set()
         self._healed = asyncio.Event()
@@ -163,6 +164,10 @@ class _Link:
         flows: list[asyncio.Task[None]] = []
         try:
             with suppress(OSError):  # without a server there is no connection
+                if self._proxy.is_swallowing:
+                    while await reader.read(_MOST):
+                        pass
+                    return
                 answers, commands = await asyncio.open_connection(host, port)
                 self._writers.append(commands)
                 both = self._ask(reader, commands), self._answer(answers, writer)

@@ -62,6 +62,7 @@ async def test_the_same_application_runs_on_each_server(
         ("file://var/sessions", "file:relative/path or file:///absolute/path"),
         ("redis+sentinel://one", "name the service"),
         ("redis://user:word@one,two", "redis://one,two is no URL of Redis servers"),
+        ("redis://one/app", "number of a database.* not 'app'"),
         ("redis+other://one", "is no URL of Redis servers"),
         ("postgresql+psycopg2://user:word@one/name", "psycopg2 is not supported; the driver for postgresql is psycopg"),
         ("sqlite+aiosqlite://", "name a file"),

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import traceback
 from collections.abc import AsyncIterator, Generator, Mapping
-from contextlib import AbstractAsyncContextManager, contextmanager
+from contextlib import AbstractAsyncContextManager, AsyncExitStack, contextmanager
 from types import TracebackType
 from typing import Final, Generic, Self, TypeVar
 
@@ -178,9 +178,11 @@ class _TracedHold(Generic[H]):
         return f"<{type(self).__name__} {self._hold!r}>"
 
     async def __aenter__(self) -> Self:
-        with self._spans.current(self._operation) as span:
-            self._held = await self._hold.__aenter__()
-            span.set_attribute(_WAITED, self._held.waited)
+        async with AsyncExitStack() as stack:  # what takes in the spans may fail, also with one that is at its end
+            with self._spans.current(self._operation) as span:
+                self._held = await stack.enter_async_context(self._hold)
+                span.set_attribute(_WAITED, self._held.waited)
+            stack.pop_all()
         return self
 
     async def __aexit__(

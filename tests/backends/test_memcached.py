@@ -407,6 +407,20 @@ async def test_a_server_that_is_not_there_or_does_not_answer_is_an_error() -> No
         await RemoteBackend(MemcachedEngine(server.url)).open()
 
 
+async def test_what_was_asked_for_in_vain_is_not_kept_to_be_given_back() -> None:
+    with memcached() as server:
+        async with backend_on(server.url) as backend:
+            await put(backend)
+            server.kill()
+            for _ in range(10):
+                with pytest.raises(StoreError):
+                    await hold(backend).__aenter__()
+            assert sum(len(each._claims) for each in backend._turns.returns._here.values()) <= 1  # the first was asked
+            server.start()
+            async with hold(backend):
+                pass
+
+
 async def test_answers_never_mix_when_commands_are_cancelled_in_the_middle(backend: RemoteBackend) -> None:
     payloads = {f"{number:064x}": b"%d" % number * (1 + 5000 * (number % 3)) for number in range(10)}
     for key, payload in payloads.items():
@@ -472,6 +486,16 @@ async def test_who_takes_a_session_again_at_once_comes_after_who_waits(
                 await until(lambda: held.is_contended)
             await enter(backend, "again")
     assert order == ["who waits", "again"] * 5
+
+
+async def test_nothing_is_remembered_of_who_was_late(backend: RemoteBackend, other: RemoteBackend) -> None:
+    await put(backend)
+    async with hold(backend, lease=0.01) as late:
+        assert not late.is_contended  # which is looked for
+        async with hold(other):
+            with pytest.raises(LockLostError):
+                await late.delete(now=NOW)
+    assert not backend._engine._looks._tasks  # type: ignore[attr-defined]
 
 
 async def test_who_waited_and_is_gone_keeps_others_from_the_session_for_a_moment_only(

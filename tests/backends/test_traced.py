@@ -10,7 +10,7 @@ from contextlib import suppress
 from pathlib import Path
 
 import pytest
-from opentelemetry.sdk.trace import ReadableSpan, TracerProvider
+from opentelemetry.sdk.trace import ReadableSpan, SpanProcessor, TracerProvider
 from opentelemetry.sdk.trace.export import SimpleSpanProcessor
 from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
 from opentelemetry.trace import SpanKind, StatusCode
@@ -104,6 +104,21 @@ async def use(backend: Backend) -> None:
 def shown(exporter: InMemorySpanExporter) -> str:
     """Return all that is exported, as text."""
     return "\n".join(f"{span.to_json()} {span.events!r}" for span in exporter.get_finished_spans())
+
+
+class FailingProcessor(SpanProcessor):
+    def on_end(self, span: ReadableSpan) -> None:
+        raise OSError("no span is taken")
+
+
+async def test_nothing_stays_locked_where_spans_can_not_be_taken_in(provider: TracerProvider) -> None:
+    memory = MemoryBackend()
+    await put(memory)
+    provider.add_span_processor(FailingProcessor())
+    with pytest.raises(OSError, match="no span"):
+        await hold(TracedBackend(memory, provider=provider)).__aenter__()
+    async with hold(memory, timeout=0):
+        pass
 
 
 async def test_each_operation_has_a_span_with_the_attributes_of_the_conventions(

@@ -186,6 +186,19 @@ async def test_a_server_that_hangs_is_told_of_soon_and_used_again_when_it_goes_o
     await until(lambda: not [*leftovers(store)])
 
 
+async def test_closing_takes_no_longer_the_more_is_held_on_a_server_that_hangs(own: Server) -> None:
+    store = store_at(own.url_at(own.port, patience=0.5), "test")
+    async with AsyncExitStack() as stack:
+        for _ in range(20):
+            await stack.enter_async_context(store.open(await store.create({"n": 0})))
+        own.stop()
+        try:
+            async with asyncio.timeout(5):
+                await store.aclose(timeout=0)
+        finally:
+            own.go_on()
+
+
 async def _another_id() -> str:
     return "b" * 43
 

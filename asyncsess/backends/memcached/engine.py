@@ -77,6 +77,8 @@ class MemcachedEngine:
 
     async def ready(self) -> None:
         await self._server.now()
+        async with self._server.use():  # else each claim would be given back later, and kept until then
+            pass
 
     async def take(self, claim: Claim) -> Granted | Busy:
         now = await self._server.now()
@@ -165,7 +167,13 @@ class MemcachedEngine:
     async def delete(self, claim: Claim, tombstone: Tombstone | None, *, now: float) -> None:
         stands = max(0.0, tombstone.until - now) if tombstone else 0.0
         at = await self._server.now()
-        await self._server.change(self._place(claim), lambda item: steps.deleted(item, claim, tombstone, stands, at))
+        try:
+            await self._server.change(
+                self._place(claim), lambda item: steps.deleted(item, claim, tombstone, stands, at)
+            )
+        except LockLostError:
+            await self._looks.forget(claim.token)
+            raise
         await self._looks.forget(claim.token)
 
     async def touch(self, key: str, *, now: float) -> None:

@@ -66,6 +66,11 @@ def parse(url: str) -> Address:
     service, path = (parts.path.strip("/"), "") if kind == "sentinel" else ("", parts.path)
     if kind == "sentinel" and not service:
         raise ValueError("name the service that the sentinels watch: redis+sentinel://host,host/service")
+    database = path.strip("/") if scheme in {"redis", "rediss"} else ""
+    if database and not database.isdigit():
+        raise ValueError(
+            f"the path of a Redis URL is the number of a database, such as redis://host/0, and not {database!r}"
+        )
     plain = parts._replace(scheme=scheme, netloc=f"{login}@{first}" if login else first, path=path)
     options = dict(parse_url(plain.geturl()))
     port = 26379 if kind == "sentinel" else 6379
@@ -108,13 +113,14 @@ def connect(server: str | Client) -> tuple[Client, Sequence[Client]]:
 
 def timeout_of(server: str | Client) -> float:
     """Return the seconds that a server has for an answer: the ``socket_timeout`` of its URL or client, or 5."""
-    options: Mapping[str, Any] = parse(server).options if isinstance(server, str) else _options_of(server)
-    return float(options.get("socket_timeout") or _TIMEOUT)
+    return float(_options_of(server).get("socket_timeout") or _TIMEOUT)
 
 
-def _options_of(client: Client) -> Mapping[str, Any]:
+def _options_of(server: str | Client) -> Mapping[str, Any]:
+    if isinstance(server, str):
+        return parse(server).options
     options: Mapping[str, Any] = (
-        client.connection_kwargs if isinstance(client, RedisCluster) else client.connection_pool.connection_kwargs
+        server.connection_kwargs if isinstance(server, RedisCluster) else server.connection_pool.connection_kwargs
     )
     return options
 
@@ -124,13 +130,16 @@ def is_cluster(client: Client) -> bool:
     return isinstance(client, RedisCluster)
 
 
-def check_client(client: Client) -> None:
-    """Refuse a client that changes what it reads.
+def check(server: object) -> None:
+    """Refuse what is neither a URL nor a client, and a client that changes what it reads.
 
     Raises:
-        ValueError: It decodes answers.
+        TypeError: It is neither.
+        ValueError: The URL is none, or the client decodes answers.
     """
-    if _options_of(client).get("decode_responses"):
+    if not isinstance(server, str | Redis | RedisCluster):
+        raise TypeError(f"give the server's URL, or a client of redis.asyncio, instead of {type(server)!r}")
+    if _options_of(server).get("decode_responses"):
         raise ValueError("sessions are bytes: make the client without decode_responses=True")
 
 

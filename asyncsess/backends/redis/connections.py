@@ -8,7 +8,7 @@ from collections.abc import Callable, Sequence
 from contextlib import suppress
 from typing import Any, Final
 
-from redis.exceptions import NoScriptError, RedisError
+from redis.exceptions import AuthenticationError, NoScriptError, ReadOnlyError, RedisClusterException, RedisError
 
 from asyncsess.backends.redis import scripts
 from asyncsess.backends.redis.clients import MOST_AT_ONCE, Client, check_server, is_cluster
@@ -17,13 +17,33 @@ from asyncsess.backends.remote.lines import process
 
 logger = logging.getLogger("asyncsess")
 
-FAILURES: Final = (RedisError, OSError, TimeoutError)
+FAILURES: Final = (RedisError, RedisClusterException, OSError, TimeoutError)
+
+_REMEDIES: Final = {
+    AuthenticationError: "; give the user and the password that it knows, as redis://user:password@host",
+    ReadOnlyError: "; this is a replica: give its primary, or the sentinels that know which one that is",
+}
 
 _FIRST_PAUSE: Final = 0.05
 _LONGEST_PAUSE: Final = 1.0
 # The claims of this process, in all of its event loops.
 _claims = set[str]()
 _SILENCE: Final = 5.0  # after which the server is asked whether it is there
+
+
+def reason_of(error: BaseException) -> str:
+    """Return what a failure says, and what may help."""
+    remedies = [remedy for kind, remedy in _REMEDIES.items() if isinstance(error, kind)]
+    return (str(error) or "it did not answer in time") + "".join(remedies)
+
+
+def cancellations() -> int:
+    """Return how often the running task was cancelled, though it may not have heard of it.
+
+    Before Python 3.12, a cancellation can get lost in `asyncio.wait_for`, which clients with a ``socket_timeout`` use.
+    """
+    task = asyncio.current_task()
+    return 0 if task is None else task.cancelling()
 
 
 class Connections:
@@ -121,7 +141,7 @@ class Connections:
     async def _listen(self) -> None:
         pause = _FIRST_PAUSE
         try:
-            while True:
+            while not cancellations():
                 try:
                     await self._hear()
                 except FAILURES as error:
@@ -145,10 +165,12 @@ class Connections:
                 waiter.set_result(None) if error is None else waiter.set_exception(error)
 
     async def _hear(self) -> None:
-        async with self.client.pubsub() as pubsub:
+        # A client that connects anew waits for the first answer of its server without end.
+        async with asyncio.timeout(2 * _SILENCE) as patience, self.client.pubsub() as pubsub:
             await pubsub.subscribe(self._channels + process.name)
             is_silent = False
-            while True:
+            while not cancellations():
+                patience.reschedule(asyncio.get_running_loop().time() + 2 * _SILENCE)
                 message = await pubsub.get_message(timeout=_SILENCE)
                 if message is None and is_silent:
                     raise TimeoutError("the server has been silent for too long")
@@ -168,7 +190,8 @@ class Connections:
 
     async def _leave(self, token: str, lock: str) -> None:
         """Give back the lock of a claim that nobody in this process makes any more."""
-        await self.run(scripts.LEAVE, lock, lock, token)
+        async with self.slots:
+            await self.run(scripts.LEAVE, lock, lock, token)
 
     async def close(self) -> None:
         """Give the connections back."""

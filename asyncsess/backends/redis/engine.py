@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import math
+import re
 import weakref
 from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
@@ -15,8 +16,8 @@ from redis.exceptions import ResponseError
 
 from asyncsess.backends.base import Found, Record, Tombstone
 from asyncsess.backends.redis import layout, scripts
-from asyncsess.backends.redis.clients import Client, check_client, connect, timeout_of
-from asyncsess.backends.redis.connections import FAILURES, Connections
+from asyncsess.backends.redis.clients import Client, check, connect, timeout_of
+from asyncsess.backends.redis.connections import FAILURES, Connections, cancellations, reason_of
 from asyncsess.backends.redis.masses import each
 from asyncsess.backends.redis.scripts import Script
 from asyncsess.backends.remote import holders
@@ -27,6 +28,7 @@ from asyncsess.expiry import Expiry
 _MEMBER_AGE: Final = 60.0
 _PER_SCAN: Final = 500
 _LONGER: Final = 60.0  # for which what nobody finds any more is there nevertheless
+_KEPT: Final = 30 * 86400  # seconds for which what can't be read is kept
 _LOST: Final = "the session was taken over by another; nothing was stored"
 _TAKEN: Final = 1
 _NOTHING: Final = 2
@@ -41,12 +43,12 @@ class RedisEngine:
         expiry: When the server itself deletes what nobody uses.
 
     Raises:
+        TypeError: The server is neither a URL nor such a client.
         ValueError: The URL is none, or the client decodes what it reads.
     """
 
     def __init__(self, server: str | Client, *, prefix: str = "asyncsess:", expiry: Expiry | None = None) -> None:
-        if not isinstance(server, str):
-            check_client(server)
+        check(server)
         self._server = server
         self._timeout = timeout_of(server)
         self._prefix = prefix
@@ -113,7 +115,7 @@ class RedisEngine:
         lease, holder, mark = _milliseconds(claim.lease), holders.pack(claim.holder), layout.mark_of(claim.token)
         head, payload = layout.encode(record)
         args = lease, holder, head, mark, payload, *_limits(self._expiry)
-        is_new = await self._change(scripts.CREATE, claim, *args)
+        is_new = await self._store(scripts.CREATE, claim, record.version, mark, *args)
         if not is_new:
             self._forget(claim)
         return bool(is_new)
@@ -122,13 +124,13 @@ class RedisEngine:
         record = Record(payload, 1, now, now)
         if isinstance(before, Record):
             record = Record(payload, before.version + 1, before.created_at, now)
-        head, _ = layout.encode(record)
-        args = head, layout.mark_of(claim.token), payload, *_limits(self._expiry), int(is_last)
-        answer = await self._change(scripts.COMMIT, claim, *args)
+        (head, _), mark = layout.encode(record), layout.mark_of(claim.token, payload)
+        args = head, mark, payload, *_limits(self._expiry), int(is_last)
+        answer = await self._store(scripts.COMMIT, claim, record.version, mark, *args)
         if is_last or not answer:
             self._forget(claim)
         if answer == scripts.UNKNOWN:
-            raise CommitUnknownError("whether the commit was stored is not known: others have stored theirs since")
+            raise CommitUnknownError("whether the commit was stored is not known: others were stored since")
         if not answer:
             raise LockLostError(_LOST)
         return record
@@ -187,7 +189,7 @@ class RedisEngine:
 
     async def _sweep_groups(self, before: float) -> None:
         """Remove the members that are older, and lead nowhere."""
-        async for name in self._names(self._group("*")):
+        async for name in self._names(self._group("")):
             group = name[len(self._group("")) :]
             for key, added_at in (await self.members(group)).items():
                 if added_at < before and await self.read(key) is None:
@@ -205,12 +207,13 @@ class RedisEngine:
 
     async def _all_keys(self) -> AsyncIterator[str]:
         start, end = len(self._record("")) - 1, -1
-        async for name in self._names(self._record("*")):
+        async for name in self._names(f"{self._prefix}s:{{"):
             yield name[start:end]
 
-    async def _names(self, pattern: str) -> AsyncIterator[str]:
-        """Yield the names of the server's keys that match, each once."""
+    async def _names(self, start: str) -> AsyncIterator[str]:
+        """Yield the names of the server's keys that begin with something, each once."""
         seen = set[str]()
+        pattern = re.sub(r"[\\*?\[\]]", r"\\\g<0>", start) + "*"
         async with self._reach() as here:
             found: AsyncIterator[Any] = here.client.scan_iter(match=pattern, count=_PER_SCAN)
         while True:
@@ -227,15 +230,16 @@ class RedisEngine:
     @asynccontextmanager
     async def _reach(self) -> AsyncIterator[Connections]:
         """Give the connections of the running loop for a moment; translate what goes wrong with the server."""
+        before = cancellations()
         try:
             async with asyncio.timeout(self._timeout):
                 here = await self._here()
                 async with here.slots:
                     yield here
         except FAILURES as error:
-            raise StoreError(
-                f"the Redis server could not be used: {str(error) or 'it did not answer in time'}"
-            ) from error
+            raise StoreError(f"the Redis server could not be used: {reason_of(error)}") from error
+        if cancellations() > before:
+            raise asyncio.CancelledError
 
     async def _here(self) -> Connections:
         loop = asyncio.get_running_loop()
@@ -268,6 +272,25 @@ class RedisEngine:
         except StoreError as error:
             raise CommitUnknownError(f"whether it was stored is not known: {error}") from error.__cause__
 
+    async def _store(self, script: Script, claim: Claim, version: int, mark: bytes, *args: Any) -> Any:
+        """Store a version. Where that is refused it may have been stored before, as clients repeat what was cut off.
+
+        Raises:
+            CommitUnknownError: As `_change`.
+        """
+        try:
+            return await self._change(script, claim, *args)
+        except CommitUnknownError:
+            raise
+        except StoreError:
+            try:
+                was_stored = await self._run(scripts.STORED, claim, version, mark)
+            except StoreError as error:
+                raise CommitUnknownError(f"whether it was stored is not known: {error}") from error.__cause__
+            if not was_stored:
+                raise
+            return was_stored
+
     async def _ask(self, script: Script, key: str, name: str | None, token: str, *args: Any) -> Any:
         lock = f"{self._prefix}l:{{{key}}}" + ("" if name is None else f":{name}")
         async with self._reach() as here:
@@ -289,9 +312,10 @@ class RedisEngine:
         try:
             return layout.decode(data)
         except ValueError as error:
-            aside = f"{self._prefix}x:{{{key}}}:{token_hex(4)}"
+            aside = f"{self._prefix}x:{token_hex(8)}"
             async with self._reach() as here:
-                await here.client.rename(self._record(key), aside)
+                await here.client.set(aside, data or b"", ex=_KEPT)
+            await self._ask(scripts.DISCARD, key, None, "", data or b"")  # unless another was faster
             raise CorruptSessionError(str(error), aside) from error
 
     def _record(self, key: str) -> str:

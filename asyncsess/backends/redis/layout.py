@@ -14,9 +14,9 @@ _TOMBSTONE: Final = 2
 _SIZE: Final = 57  # of the head and the marks
 
 
-def mark_of(token: str) -> bytes:
+def mark_of(token: str, payload: bytes = b"") -> bytes:
     """Return what a commit of a claim leaves in the record, eight bytes."""
-    return sha256(token.encode()).digest()[:8]
+    return sha256(token.encode() + b" " + payload).digest()[:8]
 
 
 def encode(record: Record) -> tuple[bytes, bytes]:

@@ -7,6 +7,7 @@ from typing import Final
 # Locks are taken and given back, and sessions deleted, also on a server whose memory is full.
 ALWAYS: Final = "#!lua flags=allow-oom\n"
 UNLESS_FULL: Final = "#!lua\n"
+READING: Final = "#!lua flags=no-writes\n"  # also on a server that takes no writes
 
 KEYS: Final = """
 local record, lock, queue = KEYS[1], KEYS[2], KEYS[3]

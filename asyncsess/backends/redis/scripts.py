@@ -8,13 +8,17 @@
 
 A token begins with the name of its process, which listens on a channel of that name: whoever gives a lock to the next
 tells him there, and learns at once whether anybody listens. In a cluster that can't be learned, so a lock is kept for
-the next for a second, and a holder's process counts as there. Times of locks are milliseconds of the server's clock.
+the next for a second, and a holder's process counts as there. Nor does a process answer that was stopped, or that a
+network has swallowed: whoever is first in line behind a late holder has a second to come, then the next has. Times of
+locks are milliseconds of the server's clock.
 
 The server may read what a client has asked when that one has long given up, and grant a lock to nobody. So whoever
-waits for a lock has its holder told, and a process that does not know of a claim of its own gives it back.
+waits for a lock has its holder told each time he asks, and a process that does not know of a claim of its own gives it
+back.
 
 A client that lost its connection asks again, so each script may run twice. Who no longer has the lock when he commits
-has lost it, or has committed before: the mark that his commit left tells, unless four others have followed.
+has lost it, or has committed before: the mark that his commit left tells, unless four others have followed. It tells
+also whether one was stored whose repetition the server has refused.
 """
 
 from __future__ import annotations
@@ -57,29 +61,28 @@ local function is_there(claim)
   return is_cluster or redis.call('PUBSUB', 'NUMSUB', channel_of(claim))[2] > 0
 end
 
-local function busy(who, pause, held_by)
+local function busy(who, pause, told)
   if not redis.call('ZSCORE', queue, token) then
     local time = redis.call('TIME')
     redis.call('ZADD', queue, time[1] * 1000000 + time[2], token)
     redis.call('PEXPIRE', queue, 3600000)
-    if held_by then is_told(held_by) end
   end
+  if told then is_told(told) end
   return {0, who or '', pause, redis.call('ZRANK', queue, token)}
 end
 
 if is_mine then return {1, 0, not is_name and redis.call('GET', record)} end
 local at = now()
 local first = redis.call('ZRANGE', queue, 0, 0)[1]
-local kept_for, kept_until, who
-local was_late = false
+local kept_for, kept_until, held_by, deadline, gone, who
+local was_late, late_since = false, 0
 if state and string.sub(state, 1, 1) == '>' then
   kept_for, kept_until = string.match(state, '^>(%S+) (%S+)$')
   if kept_for ~= token and tonumber(kept_until) > at then return busy(false, kept_until - at) end
 elseif state then
-  local held_by, deadline, gone
   held_by, deadline, gone, who = string.match(state, '^(%S+) (%S+) (%S+) (.*)$')
   deadline, gone = tonumber(deadline), tonumber(gone)
-  was_late = deadline > 0 and deadline <= at
+  was_late, late_since = deadline > 0 and deadline <= at, math.max(deadline, gone)
   if not was_late then
     local pause = 1000
     if deadline > 0 then pause = math.min(pause, deadline - at) end
@@ -90,7 +93,7 @@ elseif state then
     end
     if not is_gone then return busy(who, pause, held_by) end
     if gone + 1000 > at then return busy(who, math.min(pause, gone + 1000 - at)) end
-    was_late = true
+    was_late, late_since = true, gone + 1000
   end
 end
 if first and first ~= token and kept_for ~= token then
@@ -100,7 +103,10 @@ if first and first ~= token and kept_for ~= token then
     return answer
   end
   is_told(first)
-  if is_there(first) then return answer end
+  if is_there(first) then
+    if at < late_since + 1000 then return answer end
+    redis.call('SET', lock, held_by .. ' ' .. deadline .. ' ' .. at .. ' ' .. who, 'KEEPTTL')
+  end
   redis.call('ZREM', queue, first)
   return {0, who, 0, 0}
 end
@@ -161,10 +167,21 @@ local _, _, _, version = head_of(head)
 local before = stored()
 local was = was_stored(before, version, mark)
 if not is_mine then return was end
-if was == 0 then put(head, mark, ARGV[6], before, tonumber(ARGV[7]), tonumber(ARGV[8])) end
+if was ~= 1 then
+  if before and select(4, head_of(before)) >= version then return 2 end
+  put(head, mark, ARGV[6], before, tonumber(ARGV[7]), tonumber(ARGV[8]))
+end
 if ARGV[9] == '1' then hand_on() end
 return 1
 """,
+)
+
+STORED: Final = Script(
+    lua.READING,
+    lua.KEYS,
+    lua.FOUND,
+    lua.PUT,
+    "return was_stored(stored(), tonumber(ARGV[4]), ARGV[5])",
 )
 
 DELETE: Final = Script(
@@ -256,12 +273,25 @@ return 0
 """,
 )
 
+DISCARD: Final = Script(
+    lua.ALWAYS,
+    lua.KEYS,
+    "if redis.call('GET', record) == ARGV[4] then redis.call('DEL', record) end",
+)
+
 TIME: Final = Script(lua.ALWAYS, "return redis.call('TIME')")
 
 JOIN: Final = Script(
     lua.UNLESS_FULL,
     """
+local is_new = redis.call('EXISTS', KEYS[1]) == 0
 redis.call('HSET', KEYS[1], ARGV[1], ARGV[2])
-if tonumber(ARGV[3]) > 0 then redis.call('PEXPIRE', KEYS[1], ARGV[3]) end
+if ARGV[3] == '0' then
+  redis.call('PERSIST', KEYS[1])
+elseif is_new then
+  redis.call('PEXPIRE', KEYS[1], ARGV[3])
+else
+  redis.call('PEXPIRE', KEYS[1], ARGV[3], 'GT')
+end
 """,
 )

@@ -14,7 +14,7 @@ import anyio
 
 from asyncsess.backends.base import Found, Record, Tombstone
 from asyncsess.backends.remote.engine import Busy, Claim, Granted
-from asyncsess.backends.remote.lines import CLOSED, Lines
+from asyncsess.backends.remote.lines import CLOSED, Lines, process
 from asyncsess.backends.turns import Turn, boot_time
 from asyncsess.errors import CommitUnknownError, LockLostError, LockTimeoutError, SessionError, StoreError
 
@@ -168,10 +168,10 @@ class RemoteHold:
             raise LockLostError(_NOT_HELD)
 
     async def _release(self, now: float | None) -> None:
-        is_locked, self._is_locked = self._is_locked and self._is_current, False
+        is_locked, self._is_locked = self._is_locked, False
         try:
-            if is_locked:
-                await finish(self._let_go(now))
+            if is_locked and process.has_made(self._claim.token):
+                await finish(self._let_go(now))  # also if another has the turn, as the engine remembers this one
         finally:
             self._give_back()
 
