@@ -4,15 +4,18 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Callable, Sequence
-from contextlib import suppress
+from collections.abc import AsyncIterator, Callable, Sequence
+from contextlib import asynccontextmanager, suppress
 from typing import Any, Final
 
+from redis.asyncio import Redis
 from redis.exceptions import NoScriptError, RedisError
 
 from asyncsess.backends.redis import scripts
 from asyncsess.backends.redis.clients import MOST_AT_ONCE, Client, check_server, is_cluster
+from asyncsess.backends.redis.pipe import Pipe
 from asyncsess.backends.redis.scripts import Script
+from asyncsess.backends.redis.wire import Word
 from asyncsess.backends.remote.lines import process
 
 logger = logging.getLogger("asyncsess")
@@ -33,21 +36,25 @@ class Connections:
 
     Args:
         client: The client.
+        timeout: Seconds that the server has for an answer.
         channels: What the names of the channels begin with where processes are told of locks.
         ours: The clients that are closed with this.
         ended: Called when they have ended.
 
     Attributes:
-        slots: How many commands may be under way.
         is_open: Whether it was seen that the server is fit for sessions.
         is_listening: Whether this process can be told of locks, and is seen to be alive.
     """
 
-    def __init__(self, client: Client, channels: str, ours: Sequence[Client], ended: Callable[[], object]) -> None:
+    def __init__(
+        self, client: Client, timeout: float, channels: str, ours: Sequence[Client], ended: Callable[[], object]
+    ) -> None:
         self.client = client
         self.is_open = False
         self._opening = asyncio.Lock()
-        self.slots = asyncio.Semaphore(MOST_AT_ONCE)
+        self._slots = asyncio.Semaphore(MOST_AT_ONCE)
+        self._pipe = Pipe(client, timeout) if ours and isinstance(client, Redis) else None
+        self._timeout = timeout
         self._channels = channels
         self._ours = ours
         self._ended = ended
@@ -71,17 +78,30 @@ class Connections:
             self._waiters.append(waiter)
             await waiter
 
-    async def run(self, script: Script, record: str, lock: str, token: str, *args: Any) -> Any:
+    async def ask(self, *words: Word) -> Any:
+        """Have the server do a command; return its answer."""
+        if self._pipe is not None:
+            return await self._pipe.ask(*words)
+        async with self.at_work() as client:
+            return await client.execute_command(*words)
+
+    @asynccontextmanager
+    async def at_work(self) -> AsyncIterator[Client]:
+        """Give the client for a moment; in its turn, and not for longer than the server has for an answer."""
+        async with asyncio.timeout(self._timeout), self._slots:
+            yield self.client
+
+    async def run(self, script: Script, record: str, lock: str, token: str, *args: Word) -> Any:
         """Run a script on a record and its lock for a claim, in one step."""
         keys = record, lock, f"{lock}:q"
         return await self.evaluate(script, keys, token, self._channels, int(is_cluster(self.client)), *args)
 
-    async def evaluate(self, script: Script, keys: Sequence[str], *args: Any) -> Any:
+    async def evaluate(self, script: Script, keys: Sequence[str], *args: Word) -> Any:
         """Run a script; the server keeps it for the next time."""
         try:
-            return await self.client.evalsha(script.digest, len(keys), *keys, *args)
+            return await self.ask("EVALSHA", script.digest, len(keys), *keys, *args)
         except NoScriptError:
-            return await self.client.eval(script.text, len(keys), *keys, *args)
+            return await self.ask("EVAL", script.text, len(keys), *keys, *args)
 
     # What claims are told.
 
@@ -181,5 +201,7 @@ class Connections:
 
     async def _end(self) -> None:
         self._ended()
+        if self._pipe is not None:
+            await self._pipe.aclose()
         for client in self._ours:
             await client.aclose()
