@@ -56,6 +56,7 @@ class Connections:
         self._pipe = Pipe(client, timeout) if ours and isinstance(client, Redis) else None
         self._timeout = timeout
         self._channels = channels
+        self._is_cluster = int(is_cluster(client))
         self._ours = ours
         self._ended = ended
         self._told: dict[str, asyncio.Event] = {}
@@ -94,7 +95,7 @@ class Connections:
     async def run(self, script: Script, record: str, lock: str, token: str, *args: Word) -> Any:
         """Run a script on a record and its lock for a claim, in one step."""
         keys = record, lock, f"{lock}:q"
-        return await self.evaluate(script, keys, token, self._channels, int(is_cluster(self.client)), *args)
+        return await self.evaluate(script, keys, token, self._channels, self._is_cluster, *args)
 
     async def evaluate(self, script: Script, keys: Sequence[str], *args: Word) -> Any:
         """Run a script; the server keeps it for the next time."""
