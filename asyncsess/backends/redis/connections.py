@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterator, Callable, Coroutine, Sequence
 from contextlib import asynccontextmanager, suppress
 from typing import Any, Final
 
@@ -79,10 +79,11 @@ class Connections:
             self._waiters.append(waiter)
             await waiter
 
-    async def ask(self, *words: Word) -> Any:
+    def ask(self, *words: Word) -> Coroutine[Any, Any, Any]:
         """Have the server do a command; return its answer."""
-        if self._pipe is not None:
-            return await self._pipe.ask(*words)
+        return self._ask(*words) if self._pipe is None else self._pipe.ask(*words)
+
+    async def _ask(self, *words: Word) -> Any:
         async with self.at_work() as client:
             return await client.execute_command(*words)
 
@@ -92,10 +93,10 @@ class Connections:
         async with asyncio.timeout(self._timeout), self._slots:
             yield self.client
 
-    async def run(self, script: Script, record: str, lock: str, token: str, *args: Word) -> Any:
+    def run(self, script: Script, record: str, lock: str, token: str, *args: Word) -> Coroutine[Any, Any, Any]:
         """Run a script on a record and its lock for a claim, in one step."""
         keys = record, lock, f"{lock}:q"
-        return await self.evaluate(script, keys, token, self._channels, self._is_cluster, *args)
+        return self.evaluate(script, keys, token, self._channels, self._is_cluster, *args)
 
     async def evaluate(self, script: Script, keys: Sequence[str], *args: Word) -> Any:
         """Run a script; the server keeps it for the next time."""

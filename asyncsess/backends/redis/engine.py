@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import math
 import weakref
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Coroutine, Mapping
 from functools import partial
 from secrets import token_hex
 from types import TracebackType
@@ -248,8 +248,8 @@ class RedisEngine:
                 await here.open()
         return here
 
-    async def _run(self, script: Script, claim: Claim, *args: Any) -> Any:
-        return await self._ask(script, claim.key, claim.name, claim.token, *args)
+    def _run(self, script: Script, claim: Claim, *args: Any) -> Coroutine[Any, Any, Any]:
+        return self._ask(script, claim.key, claim.name, claim.token, *args)
 
     async def _change(self, script: Script, claim: Claim, *args: Any) -> Any:
         """Run a script that changes a record; again if its answer was lost, since it then tells what has become of it.
