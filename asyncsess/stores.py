@@ -100,7 +100,8 @@ class RedisStore(SessionStore):
 
     Args:
         server: The server's URL, or a client of ``redis.asyncio``, also of Sentinel or a cluster, which is used in its
-            own event loop only.
+            own event loop only. By a URL, all commands of an event loop share one connection, which costs much less
+            than a client's pool; only those of a cluster go through a client.
         prefix: Of the names of all keys.
         **options: As for `Lifecycle`.
 

@@ -1,4 +1,4 @@
-"""Run all benchmarks: ``python -m benchmarks [--quick | --full] [--sessions N]``."""
+"""Run all benchmarks: ``python -m benchmarks [--quick | --full] [--stores] [--sessions N]``."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from dataclasses import replace
 from pathlib import Path
 
 try:
-    from benchmarks import chart, contest, masses, population, processes, report, scale, ways, web
+    from benchmarks import chart, contest, masses, population, processes, report, scale, stores, ways, web
 except ModuleNotFoundError as error:
     sys.exit(f"{error.name} is missing; install what the benchmarks need: pip install -e . --group bench")
 from benchmarks.figures import Figure
@@ -25,33 +25,40 @@ def main() -> None:
     size = parser.add_mutually_exclusive_group()
     size.add_argument("--quick", action="store_true", help="a smoke test in seconds; keeps no results")
     size.add_argument("--full", action="store_true", help="a million sessions; needs 4 GB of disk and some minutes")
+    parser.add_argument(
+        "--stores", action="store_true", help="only compare the stores with each other; keeps the other results"
+    )
     parser.add_argument("--sessions", type=int, help="sessions on disk, and opened one after another")
     arguments = parser.parse_args()
     chosen = scale.QUICK if arguments.quick else scale.FULL if arguments.full else scale.DEFAULT
     chosen = replace(chosen, sessions=arguments.sessions or chosen.sessions)
     try:
-        asyncio.run(_run(chosen, keep=not arguments.quick))
+        asyncio.run(_run(chosen, keep=not arguments.quick, only_stores=arguments.stores))
     except (KeyboardInterrupt, asyncio.CancelledError):
         sys.exit(130)
 
 
-async def _run(chosen: Scale, *, keep: bool) -> None:
+async def _run(chosen: Scale, *, keep: bool, only_stores: bool) -> None:
     task = asyncio.current_task()
     assert task is not None
     asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, task.cancel)
     with tempfile.TemporaryDirectory(prefix="asyncsess-benchmarks-") as name:
         root = Path(name)
         kind = await report.machine(root)
-        standings, figures = await _measure(chosen, root)
-        report.show(kind, chosen, standings, figures)
         results = _HERE if keep else root
-        report.write(results / "results.json", kind, chosen, standings, figures)
-        try:
-            chart.draw(results / "results.svg", standings)
-        except ImportError:
-            print("no chart: matplotlib is not installed: pip install matplotlib")
+        if not only_stores:
+            standings, figures = await _measure(chosen, root)
+            report.show(kind, chosen, standings, figures)
+            report.write(results / "results.json", kind, chosen, standings, figures)
+            try:
+                chart.draw(results / "results.svg", standings)
+            except ImportError:
+                print("no chart: matplotlib is not installed: pip install matplotlib")
+        measured = await stores.measure(chosen, _made(root / "stores"), _say)
+        report.show_stores(measured)
+        report.write_stores(results / "results.json", kind, chosen, measured)
         if keep:
-            print("written: benchmarks/results.json, benchmarks/results.svg")
+            print("written: benchmarks/results.json" + ("" if only_stores else ", benchmarks/results.svg"))
         _say("removing the sessions")
 
 

@@ -34,13 +34,13 @@ async def hand_over(scale: Scale, directory: Path) -> Figure:
     async with FileStore(directory / "sessions", sweep_interval=None) as store:
         session_id = await store.create(SESSION)
     path.write_bytes(encode(SESSION))
-    ask = {"directory": str(directory / "sessions"), "session_id": session_id, "count": scale.swaps}
+    ask = {"url": f"file://{directory / 'sessions'}", "session_id": session_id, "count": scale.swaps}
     for _ in range(scale.swap_rounds):
         async with worker("swap", **ask) as one, worker("swap", **ask) as other:
-            ours += _hand_overs(*await together(one, other))
+            ours += hand_overs(*await together(one, other))
         flock = {"path": str(path), "count": scale.swaps}
         async with worker("swap_flock", **flock) as one, worker("swap_flock", **flock) as other:
-            theirs += _hand_overs(*await together(one, other))
+            theirs += hand_overs(*await together(one, other))
     return Figure(
         "hand-over between processes, p50: against a blocking flock in a thread",
         median(ours) / median(theirs),
@@ -50,7 +50,7 @@ async def hand_over(scale: Scale, directory: Path) -> Figure:
     )
 
 
-def _hand_overs(one: Turns, other: Turns) -> Iterator[float]:
+def hand_overs(one: Turns, other: Turns) -> Iterator[float]:
     """Yield the seconds from a release in one process to the grant in the other, which waited already."""
     turns = sorted([*((*turn, 0) for turn in one), *((*turn, 1) for turn in other)], key=lambda turn: turn[1])
     for (_, _, released, giver), (asked, granted, _, taker) in pairwise(turns):
@@ -106,7 +106,7 @@ async def crowd(scale: Scale, directory: Path) -> list[Figure]:
     """Let processes with many tasks each compete for one session."""
     async with FileStore(directory, sweep_interval=None) as store, AsyncExitStack() as stack:
         session_id = await store.create(SESSION)
-        ask = {"directory": str(directory), "session_id": session_id, "tasks": _TASKS, "seconds": scale.crowd}
+        ask = {"url": f"file://{directory}", "session_id": session_id, "tasks": _TASKS, "seconds": scale.crowd}
         workers = [await stack.enter_async_context(worker("crowd", **ask)) for _ in range(_PROCESSES)]
         results = await together(*workers)
         async with store.open(session_id, readonly=True) as session:

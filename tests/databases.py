@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import getpass
+import os
 import shutil
 import signal
 import socket
@@ -111,9 +112,13 @@ class MariaDB(DatabaseServer):
         need(server and install, "a MariaDB server: apt install mariadb-server-core mariadb-client-core")
         first = directory / "first.sql"
         first.write_text("CREATE DATABASE IF NOT EXISTS sessions;\n")
+        # Else one that begins would delete the temporary tables of another.
+        (directory / "tmp").mkdir()
+        self._environment = os.environ | {"TMPDIR": str(directory / "tmp")}
         common = ["--no-defaults", f"--datadir={directory / 'data'}", f"--user={getpass.getuser()}"]
         with (directory / "log").open("wb") as log:
-            subprocess.run([str(install), *common, "--skip-test-db"], check=True, stdout=log, stderr=log)
+            made = [str(install), *common, "--skip-test-db"]
+            subprocess.run(made, check=True, stdout=log, stderr=log, env=self._environment)
         self._command = [
             *(str(server), *common, "--skip-grant-tables", f"--init-file={first}", f"--pid-file={directory / 'pid'}"),
             *("--bind-address=127.0.0.1", f"--port={self.port}", "--socket="),
@@ -125,7 +130,7 @@ class MariaDB(DatabaseServer):
 
     def _begin(self) -> subprocess.Popen[bytes]:
         with (self.directory / "log").open("ab") as log:
-            return subprocess.Popen(self._command, stdout=log, stderr=log)
+            return subprocess.Popen(self._command, stdout=log, stderr=log, env=self._environment)
 
     def _is_ready(self) -> bool:
         try:

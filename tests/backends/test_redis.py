@@ -430,16 +430,17 @@ async def test_what_is_no_session_is_not_moved_aside_once_another_has_stored_one
 ) -> None:
     async with opened(client, prefix) as slow, opened(redis_url, prefix) as other:
         await client.set(f"{prefix}s:{{{KEY}}}", b"something else")
-        get = client.get
+        ask = client.execute_command
 
-        async def get_late(name: str) -> Any:
-            data = await get(name)
-            with pytest.raises(CorruptSessionError):
-                await other.read(KEY)
-            await put(other)
+        async def get_late(*command: Any) -> Any:
+            data = await ask(*command)
+            if command[0] == "GET":
+                with pytest.raises(CorruptSessionError):
+                    await other.read(KEY)
+                await put(other)
             return data
 
-        monkeypatch.setattr(client, "get", get_late)
+        monkeypatch.setattr(client, "execute_command", get_late)
         with pytest.raises(CorruptSessionError):
             await slow.read(KEY)
         assert isinstance(await other.read(KEY), Record)

@@ -187,7 +187,7 @@ async def test_a_server_that_hangs_is_told_of_soon_and_used_again_when_it_goes_o
 
 
 async def test_closing_takes_no_longer_the_more_is_held_on_a_server_that_hangs(own: Server) -> None:
-    store = store_at(own.url_at(own.port, patience=0.5), "test")
+    store = store_at(own.url_at(own.port), "test", patience=0.5)
     async with AsyncExitStack() as stack:
         for _ in range(20):
             await stack.enter_async_context(store.open(await store.create({"n": 0})))

@@ -4,46 +4,28 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Callable, Sequence
-from contextlib import suppress
+from collections.abc import AsyncIterator, Callable, Coroutine, Sequence
+from contextlib import asynccontextmanager, suppress
 from typing import Any, Final
 
-from redis.exceptions import AuthenticationError, NoScriptError, ReadOnlyError, RedisClusterException, RedisError
+from redis.asyncio import Redis
+from redis.exceptions import NoScriptError
 
 from asyncsess.backends.redis import scripts
 from asyncsess.backends.redis.clients import MOST_AT_ONCE, Client, check_server, is_cluster
+from asyncsess.backends.redis.failures import FAILURES, cancellations, no_cancellation_lost
+from asyncsess.backends.redis.pipe import Pipe
 from asyncsess.backends.redis.scripts import Script
+from asyncsess.backends.redis.wire import Word
 from asyncsess.backends.remote.lines import process
 
 logger = logging.getLogger("asyncsess")
-
-FAILURES: Final = (RedisError, RedisClusterException, OSError, TimeoutError)
-
-_REMEDIES: Final = {
-    AuthenticationError: "; give the user and the password that it knows, as redis://user:password@host",
-    ReadOnlyError: "; this is a replica: give its primary, or the sentinels that know which one that is",
-}
 
 _FIRST_PAUSE: Final = 0.05
 _LONGEST_PAUSE: Final = 1.0
 # The claims of this process, in all of its event loops.
 _claims = set[str]()
 _SILENCE: Final = 5.0  # after which the server is asked whether it is there
-
-
-def reason_of(error: BaseException) -> str:
-    """Return what a failure says, and what may help."""
-    remedies = [remedy for kind, remedy in _REMEDIES.items() if isinstance(error, kind)]
-    return (str(error) or "it did not answer in time") + "".join(remedies)
-
-
-def cancellations() -> int:
-    """Return how often the running task was cancelled, though it may not have heard of it.
-
-    Before Python 3.12, a cancellation can get lost in `asyncio.wait_for`, which clients with a ``socket_timeout`` use.
-    """
-    task = asyncio.current_task()
-    return 0 if task is None else task.cancelling()
 
 
 class Connections:
@@ -53,22 +35,27 @@ class Connections:
 
     Args:
         client: The client.
+        timeout: Seconds that the server has for an answer.
         channels: What the names of the channels begin with where processes are told of locks.
         ours: The clients that are closed with this.
         ended: Called when they have ended.
 
     Attributes:
-        slots: How many commands may be under way.
         is_open: Whether it was seen that the server is fit for sessions.
         is_listening: Whether this process can be told of locks, and is seen to be alive.
     """
 
-    def __init__(self, client: Client, channels: str, ours: Sequence[Client], ended: Callable[[], object]) -> None:
+    def __init__(
+        self, client: Client, timeout: float, channels: str, ours: Sequence[Client], ended: Callable[[], object]
+    ) -> None:
         self.client = client
         self.is_open = False
         self._opening = asyncio.Lock()
-        self.slots = asyncio.Semaphore(MOST_AT_ONCE)
+        self._slots = asyncio.Semaphore(MOST_AT_ONCE)
+        self._pipe = Pipe(client, timeout) if ours and isinstance(client, Redis) else None
+        self._timeout = timeout
         self._channels = channels
+        self._is_cluster = int(is_cluster(client))
         self._ours = ours
         self._ended = ended
         self._told: dict[str, asyncio.Event] = {}
@@ -91,17 +78,32 @@ class Connections:
             self._waiters.append(waiter)
             await waiter
 
-    async def run(self, script: Script, record: str, lock: str, token: str, *args: Any) -> Any:
+    def ask(self, *words: Word) -> Coroutine[Any, Any, Any]:
+        """Have the server do a command; return its answer."""
+        return self._ask(*words) if self._pipe is None else self._pipe.ask(*words)
+
+    async def _ask(self, *words: Word) -> Any:
+        async with self.at_work() as client:
+            return await client.execute_command(*words)
+
+    @asynccontextmanager
+    async def at_work(self) -> AsyncIterator[Client]:
+        """Give the client for a moment; in its turn, and not for longer than the server has for an answer."""
+        with no_cancellation_lost():
+            async with asyncio.timeout(self._timeout), self._slots:
+                yield self.client
+
+    def run(self, script: Script, record: str, lock: str, token: str, *args: Word) -> Coroutine[Any, Any, Any]:
         """Run a script on a record and its lock for a claim, in one step."""
         keys = record, lock, f"{lock}:q"
-        return await self.evaluate(script, keys, token, self._channels, int(is_cluster(self.client)), *args)
+        return self.evaluate(script, keys, token, self._channels, self._is_cluster, *args)
 
-    async def evaluate(self, script: Script, keys: Sequence[str], *args: Any) -> Any:
+    async def evaluate(self, script: Script, keys: Sequence[str], *args: Word) -> Any:
         """Run a script; the server keeps it for the next time."""
         try:
-            return await self.client.evalsha(script.digest, len(keys), *keys, *args)
+            return await self.ask("EVALSHA", script.digest, len(keys), *keys, *args)
         except NoScriptError:
-            return await self.client.eval(script.text, len(keys), *keys, *args)
+            return await self.ask("EVAL", script.text, len(keys), *keys, *args)
 
     # What claims are told.
 
@@ -190,8 +192,7 @@ class Connections:
 
     async def _leave(self, token: str, lock: str) -> None:
         """Give back the lock of a claim that nobody in this process makes any more."""
-        async with self.slots:
-            await self.run(scripts.LEAVE, lock, lock, token)
+        await self.run(scripts.LEAVE, lock, lock, token)
 
     async def close(self) -> None:
         """Give the connections back."""
@@ -204,5 +205,7 @@ class Connections:
 
     async def _end(self) -> None:
         self._ended()
+        if self._pipe is not None:
+            await self._pipe.aclose()
         for client in self._ours:
             await client.aclose()

@@ -6,8 +6,7 @@ import asyncio
 import math
 import re
 import weakref
-from collections.abc import AsyncIterator, Mapping
-from contextlib import asynccontextmanager
+from collections.abc import AsyncIterator, Coroutine, Mapping
 from functools import partial
 from secrets import token_hex
 from typing import Any, Final
@@ -17,7 +16,8 @@ from redis.exceptions import ResponseError
 from asyncsess.backends.base import Found, Record, Tombstone
 from asyncsess.backends.redis import layout, scripts
 from asyncsess.backends.redis.clients import Client, check, connect, timeout_of
-from asyncsess.backends.redis.connections import FAILURES, Connections, cancellations, reason_of
+from asyncsess.backends.redis.connections import Connections
+from asyncsess.backends.redis.failures import no_cancellation_lost, translating
 from asyncsess.backends.redis.masses import each
 from asyncsess.backends.redis.scripts import Script
 from asyncsess.backends.remote import holders
@@ -67,21 +67,25 @@ class RedisEngine:
             await here.close()
 
     async def now(self) -> float:
-        async with self._reach() as here:
+        with translating:
+            here = await self._reach()
             whole, millionths = await here.evaluate(scripts.TIME, [self._group("-")])
         return int(whole) + int(millionths) / 1e6
 
     async def read(self, key: str) -> Found:
-        async with self._reach() as here:
-            data: Any = await here.client.get(self._record(key))
+        with translating:
+            here = await self._reach()
+            data = await here.ask("GET", self._record(key))
         return await self._decoded(key, data)
 
     async def ready(self) -> None:
         """Listen: else this process would count as gone."""
         here = self._connections.get(asyncio.get_running_loop())
         if here is None or not here.is_listening:
-            async with self._reach() as here:
-                await here.listen()
+            with translating:
+                here = await self._reach()
+                async with asyncio.timeout(self._timeout):
+                    await here.listen()
 
     async def take(self, claim: Claim) -> Granted | Busy:
         here = await self._expecting(claim)
@@ -162,18 +166,21 @@ class RedisEngine:
 
     async def add_member(self, group: str, key: str, *, now: float) -> None:
         lifetime = self._expiry.lifetime
-        async with self._reach() as here:
+        with translating:
+            here = await self._reach()
             left = 0 if lifetime is None else _milliseconds(lifetime + _LONGER)
             await here.evaluate(scripts.JOIN, [self._group(group)], key, repr(now), left)
 
     async def members(self, group: str) -> Mapping[str, float]:
-        async with self._reach() as here:
-            found: Any = await here.client.hgetall(self._group(group))
+        with translating:
+            async with (await self._reach()).at_work() as client:
+                found: Any = await client.hgetall(self._group(group))
         return {key.decode(): float(value) for key, value in found.items()}
 
     async def remove_member(self, group: str, key: str) -> None:
-        async with self._reach() as here:
-            await here.client.hdel(self._group(group), key)
+        with translating:
+            here = await self._reach()
+            await here.ask("HDEL", self._group(group), key)
 
     async def delete_expired(self, expiry: Expiry, *, now: float) -> int:
         limits = _limits(expiry)
@@ -197,8 +204,9 @@ class RedisEngine:
 
     async def keys(self) -> AsyncIterator[str]:
         async def read(key: str) -> bool:
-            async with self._reach() as here:
-                first: Any = await here.client.getrange(self._record(key), 0, 0)
+            with translating:
+                here = await self._reach()
+                first = await here.ask("GETRANGE", self._record(key), 0, 0)
             return layout.is_record(first)
 
         async for key, is_there in each(self._all_keys(), read):
@@ -214,11 +222,13 @@ class RedisEngine:
         """Yield the names of the server's keys that begin with something, each once."""
         seen = set[str]()
         pattern = re.sub(r"[\\*?\[\]]", r"\\\g<0>", start) + "*"
-        async with self._reach() as here:
-            found: AsyncIterator[Any] = here.client.scan_iter(match=pattern, count=_PER_SCAN)
+        with translating:
+            here = await self._reach()
+        found: AsyncIterator[Any] = here.client.scan_iter(match=pattern, count=_PER_SCAN)
         while True:
-            async with self._reach():
-                name = (await anext(found, b"")).decode()
+            with translating:
+                async with here.at_work():
+                    name = (await anext(found, b"")).decode()
             if not name:
                 return
             if name not in seen:
@@ -227,34 +237,23 @@ class RedisEngine:
 
     # The server.
 
-    @asynccontextmanager
-    async def _reach(self) -> AsyncIterator[Connections]:
-        """Give the connections of the running loop for a moment; translate what goes wrong with the server."""
-        before = cancellations()
-        try:
-            async with asyncio.timeout(self._timeout):
-                here = await self._here()
-                async with here.slots:
-                    yield here
-        except FAILURES as error:
-            raise StoreError(f"the Redis server could not be used: {reason_of(error)}") from error
-        if cancellations() > before:
-            raise asyncio.CancelledError
-
-    async def _here(self) -> Connections:
+    async def _reach(self) -> Connections:
+        """Return the connections of the running loop."""
         loop = asyncio.get_running_loop()
         here = self._connections.get(loop)
         if here is None:
             client, ours = connect(self._server)
             ended = partial(self._connections.pop, loop, None)  # else they would keep their loop alive
-            here = Connections(client, f"{self._prefix}p:", ours, ended)
+            here = Connections(client, self._timeout, f"{self._prefix}p:", ours, ended)
             self._connections[loop] = here
         if not here.is_open:
-            await here.open()
+            with no_cancellation_lost():
+                async with asyncio.timeout(self._timeout):
+                    await here.open()
         return here
 
-    async def _run(self, script: Script, claim: Claim, *args: Any) -> Any:
-        return await self._ask(script, claim.key, claim.name, claim.token, *args)
+    def _run(self, script: Script, claim: Claim, *args: Any) -> Coroutine[Any, Any, Any]:
+        return self._ask(script, claim.key, claim.name, claim.token, *args)
 
     async def _change(self, script: Script, claim: Claim, *args: Any) -> Any:
         """Run a script that changes a record; again if its answer was lost, since it then tells what has become of it.
@@ -293,13 +292,15 @@ class RedisEngine:
 
     async def _ask(self, script: Script, key: str, name: str | None, token: str, *args: Any) -> Any:
         lock = f"{self._prefix}l:{{{key}}}" + ("" if name is None else f":{name}")
-        async with self._reach() as here:
+        with translating:
+            here = await self._reach()
             return await here.run(script, self._record(key), lock, token, *args)
 
     async def _expecting(self, claim: Claim) -> Connections:
         """Return the connections of the running loop, which note from now on what a claim is told."""
-        async with self._reach() as here:
-            here.expect(claim.token)
+        with translating:
+            here = await self._reach()
+        here.expect(claim.token)
         return here
 
     def _forget(self, claim: Claim) -> None:
@@ -313,8 +314,9 @@ class RedisEngine:
             return layout.decode(data)
         except ValueError as error:
             aside = f"{self._prefix}x:{token_hex(8)}"
-            async with self._reach() as here:
-                await here.client.set(aside, data or b"", ex=_KEPT)
+            with translating:
+                here = await self._reach()
+                await here.ask("SET", aside, data or b"", "EX", _KEPT)
             await self._ask(scripts.DISCARD, key, None, "", data or b"")  # unless another was faster
             raise CorruptSessionError(str(error), aside) from error
 

@@ -54,8 +54,17 @@ local lease, holder, is_name, create = tonumber(ARGV[4]), ARGV[5], ARGV[6] == '1
 """,
     lua.LOCK,
     lua.NOW,
-    lua.TELL,
     lua.GRANT,
+    """
+local first = redis.call('ZRANGE', queue, 0, 0)[1]
+if not state and not first then
+  local found = not is_name and redis.call('GET', record)
+  if not is_name and not found and not create then return {2} end
+  grant(now(), lease, 0, holder)
+  return {1, 0, found}
+end
+""",
+    lua.TELL,
     """
 local function is_there(claim)
   return is_cluster or redis.call('PUBSUB', 'NUMSUB', channel_of(claim))[2] > 0
@@ -73,7 +82,6 @@ end
 
 if is_mine then return {1, 0, not is_name and redis.call('GET', record)} end
 local at = now()
-local first = redis.call('ZRANGE', queue, 0, 0)[1]
 local kept_for, kept_until, held_by, deadline, gone, who
 local was_late, late_since = false, 0
 if state and string.sub(state, 1, 1) == '>' then

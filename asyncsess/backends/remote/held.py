@@ -5,8 +5,8 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import AsyncIterator, Coroutine
-from contextlib import asynccontextmanager, suppress
+from collections.abc import Coroutine
+from contextlib import suppress
 from types import TracebackType
 from typing import Any, Final, Self, TypeVar
 
@@ -79,7 +79,7 @@ class RemoteHold:
     async def _acquire(self, started: float) -> Granted:
         """Ask until the lock is granted. Whoever gives up leaves no lock behind, granted or not."""
         answer = None
-        async with self._leaving_on_failure():
+        async with _LeavingOnFailure(self):
             while not self._lines.is_closed:
                 answer = await self._engine.take(self._claim)
                 if isinstance(answer, Busy):
@@ -87,20 +87,8 @@ class RemoteHold:
                 elif not self._lines.is_closed:
                     return answer
         if answer is not None:
-            await finish(self._leave())
+            await finish(self.leave())
         raise StoreError(CLOSED)
-
-    @asynccontextmanager
-    async def _leaving_on_failure(self) -> AsyncIterator[None]:
-        """Give back what may be granted to somebody who fails, or is cancelled, before he knows."""
-        try:
-            yield
-        except StoreError as error:
-            self._lines.returns.add(self._claim, error)
-            raise
-        except BaseException:
-            await finish(self._leave())
-            raise
 
     async def _wait(self, answer: Busy, started: float) -> None:
         waited = time.monotonic() - started
@@ -128,12 +116,16 @@ class RemoteHold:
         """Tell whether this is asked for in an event loop."""
         return self._loop is loop
 
-    async def _leave(self) -> None:
+    async def leave(self) -> None:
         """Leave the line of the server, or give back what may have been granted meanwhile."""
         try:
             await self._engine.leave(self._claim)
         except StoreError as error:
-            self._lines.returns.add(self._claim, error)
+            self.leave_later(error)
+
+    def leave_later(self, error: StoreError) -> None:
+        """Leave as soon as the server can be used."""
+        self._lines.returns.add(self._claim, error)
 
     def _granted(self, answer: Granted) -> None:
         """Note what is held from now on."""
@@ -191,6 +183,26 @@ class RemoteHold:
             self._lines.give_back(turn)
 
 
+class _LeavingOnFailure:
+    """A block that gives back what may be granted to somebody who fails, or is cancelled, before he knows."""
+
+    __slots__ = ("_hold",)
+
+    def __init__(self, hold: RemoteHold) -> None:
+        self._hold = hold
+
+    async def __aenter__(self) -> None:
+        """Begin."""
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        if isinstance(error, StoreError):
+            self._hold.leave_later(error)
+        elif error is not None:
+            await finish(self._hold.leave())
+
+
 class RemoteHeldName(RemoteHold):
     """A name inside a key, held: `HeldName` of `asyncsess.backends.base`."""
 
@@ -226,7 +238,7 @@ class RemoteHeld(RemoteHold):
     async def _acquire(self, started: float) -> Granted:
         if self._first is None:
             return await super()._acquire(started)
-        async with self._leaving_on_failure():
+        async with _LeavingOnFailure(self):
             is_new = await self._engine.create(self._claim, self._first)
         if not is_new:
             raise StoreError("there is a session of this key already")

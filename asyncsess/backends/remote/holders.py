@@ -4,15 +4,18 @@ from __future__ import annotations
 
 import socket
 from datetime import UTC, datetime
+from functools import cache
 
 import msgspec
 
 from asyncsess.errors import Holder
 
+_here = cache(socket.gethostname)
+
 
 def located(holder: Holder) -> Holder:
     """Return a holder who says on which machine he is."""
-    return holder._replace(where=f"{holder.where} on {socket.gethostname()}")
+    return Holder(holder.pid, holder.task, holder.since, f"{holder.where} on {_here()}")
 
 
 def pack(holder: Holder) -> bytes:

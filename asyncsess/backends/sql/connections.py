@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import random
+import socket
 from collections.abc import Generator, Mapping, Sequence
 from contextlib import contextmanager
 from itertools import count
@@ -18,6 +20,7 @@ from asyncsess.errors import StoreError
 
 _MOST_RETRIES: Final = 5
 _PAUSE: Final = 0.005
+_MARGIN: Final = 1.0
 
 
 class LostConnectionError(StoreError):
@@ -95,10 +98,14 @@ class Connections:
             return await self.run(statement, values)
 
     async def _execute(self, connection: AsyncConnection, statement: Executable, values: Mapping[str, Any]) -> Answer:
+        silence = _Silence(connection, self._database, self.timeout)
         try:
-            async with asyncio.timeout(self.timeout):
-                result = await connection.execute(statement, values)
-        except TimeoutError as error:
+            with silence:
+                async with asyncio.timeout(silence.longest):
+                    result = await connection.execute(statement, values)
+        except (TimeoutError, DBAPIError) as error:
+            if isinstance(error, DBAPIError) and not silence.is_over:
+                raise
             await connection.invalidate(error)
             raise NoAnswerError(f"the database has not answered for {self.timeout:g} s") from error
         except OSError as error:
@@ -138,6 +145,35 @@ class Connections:
             raise kind(f"the database could not be used: {_first_line(cause)}") from cause
         except (SQLAlchemyError, OSError, TimeoutError) as error:
             raise StoreError(f"the database could not be used: {_first_line(error)}") from error
+
+
+class _Silence:
+    """How long a server may keep silent; then its connection is hung up, if its driver would else ask it first.
+
+    Attributes:
+        longest: Seconds after which to cancel the driver.
+        is_over: Whether the connection was hung up.
+    """
+
+    def __init__(self, connection: AsyncConnection, database: Database, timeout: float) -> None:
+        self._fileno = database.fileno
+        self._connection = connection
+        self._timeout = timeout
+        self.longest = timeout if self._fileno is None else timeout + _MARGIN
+        self.is_over = False
+
+    def __enter__(self) -> None:
+        self._timer = asyncio.get_running_loop().call_later(self._timeout, self._hang_up)
+
+    def __exit__(self, *_: object) -> None:
+        self._timer.cancel()
+
+    def _hang_up(self) -> None:
+        raw = self._connection.sync_connection
+        if self._fileno is not None and raw is not None:
+            self.is_over = True
+            with socket.socket(fileno=os.dup(self._fileno(raw.connection.driver_connection))) as connection:
+                connection.shutdown(socket.SHUT_RDWR)
 
 
 def _first_line(error: BaseException) -> str:

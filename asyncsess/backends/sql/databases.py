@@ -32,6 +32,7 @@ class Database:
         is_missing: Codes of errors that say that a table is missing.
         returns_rows: Whether an UPDATE can return rows.
         notifies: Whether the server can tell those who wait.
+        fileno: Gives the socket of a connection whose driver, when it is cancelled, asks the server to give up first.
         take_lifeline: How a connection takes the advisory lock of a number; None if there are no such locks.
         is_gone: Whether nobody has the advisory lock of a number any more.
     """
@@ -48,6 +49,7 @@ class Database:
     is_missing: frozenset[object] = frozenset()
     returns_rows: bool = True
     notifies: bool = False
+    fileno: Callable[[Any], int] | None = None
     take_lifeline: TextClause | None = None
     is_gone: TextClause | None = None
 
@@ -150,6 +152,7 @@ POSTGRESQL: Final = Database(
     is_there=frozenset({"42P07", "23505", "42710"}),  # two who create a table may also meet in the catalogue
     is_missing=frozenset({"42P01"}),
     notifies=True,
+    fileno=lambda connection: int(connection.fileno()),
     take_lifeline=text("SELECT CAST(pg_try_advisory_lock(:lifeline) AS int)"),
     is_gone=text("SELECT CAST(pg_try_advisory_xact_lock_shared(:lifeline) AS int)"),
 )
