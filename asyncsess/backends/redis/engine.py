@@ -6,7 +6,7 @@ import asyncio
 import math
 import re
 import weakref
-from collections.abc import AsyncIterator, Coroutine, Mapping
+from collections.abc import AsyncIterator, Mapping
 from functools import partial
 from secrets import token_hex
 from typing import Any, Final
@@ -88,10 +88,12 @@ class RedisEngine:
                     await here.listen()
 
     async def take(self, claim: Claim) -> Granted | Busy:
-        here = await self._expecting(claim)
         is_name = claim.name is not None
         lease, holder = _milliseconds(claim.lease), holders.pack(claim.holder)
-        answer = await self._run(scripts.TAKE, claim, lease, holder, int(is_name), int(claim.create))
+        with translating:
+            here = self._here() or await self._reach()
+            here.expect(claim.token)
+            answer = await here.run(scripts.TAKE, *self._places(claim), lease, holder, int(is_name), int(claim.create))
         if answer[0] == _TAKEN:
             here.begin(claim.token)
             found = None if is_name else await self._decoded(claim.key, answer[2])
@@ -103,11 +105,12 @@ class RedisEngine:
         return Busy(holders.unpack(who), int(ahead or 0), int(pause) / 1000)
 
     async def told(self, claim: Claim, seconds: float) -> None:
-        here = await self._expecting(claim)
+        with translating:
+            here = await self._reach()
         await here.told(claim.token, seconds)
 
     def is_contended(self, claim: Claim) -> bool:
-        here = self._connections.get(asyncio.get_running_loop())
+        here = self._here()
         return here is not None and here.is_told(claim.token)
 
     async def leave(self, claim: Claim) -> None:
@@ -115,7 +118,9 @@ class RedisEngine:
         await self._run(scripts.LEAVE, claim)
 
     async def create(self, claim: Claim, record: Record) -> bool:
-        await self._expecting(claim)
+        with translating:
+            here = await self._reach()
+        here.expect(claim.token)
         lease, holder, mark = _milliseconds(claim.lease), holders.pack(claim.holder), layout.mark_of(claim.token)
         head, payload = layout.encode(record)
         args = lease, holder, head, mark, payload, *_limits(self._expiry)
@@ -162,7 +167,7 @@ class RedisEngine:
             raise LockLostError("a variable was taken over; nothing was stored")
 
     async def touch(self, key: str, *, now: float) -> None:
-        await self._ask(scripts.TOUCH, key, None, "", now, *_limits(self._expiry))
+        await self._ask(scripts.TOUCH, key, now, *_limits(self._expiry))
 
     async def add_member(self, group: str, key: str, *, now: float) -> None:
         lifetime = self._expiry.lifetime
@@ -186,7 +191,7 @@ class RedisEngine:
         limits = _limits(expiry)
 
         async def sweep(key: str) -> int:
-            return int(await self._ask(scripts.SWEEP, key, None, "", *limits, now))
+            return int(await self._ask(scripts.SWEEP, key, *limits, now))
 
         deleted = 0
         async for _, count in each(self._all_keys(), sweep):
@@ -237,8 +242,13 @@ class RedisEngine:
 
     # The server.
 
+    def _here(self) -> Connections | None:
+        """Return the connections of the running loop, if there are some already."""
+        here = self._connections.get(asyncio.get_running_loop())
+        return here if here is not None and here.is_open else None
+
     async def _reach(self) -> Connections:
-        """Return the connections of the running loop."""
+        """Return the connections of the running loop, made if there are none."""
         loop = asyncio.get_running_loop()
         here = self._connections.get(loop)
         if here is None:
@@ -252,8 +262,11 @@ class RedisEngine:
                     await here.open()
         return here
 
-    def _run(self, script: Script, claim: Claim, *args: Any) -> Coroutine[Any, Any, Any]:
-        return self._ask(script, claim.key, claim.name, claim.token, *args)
+    async def _run(self, script: Script, claim: Claim, *args: Any) -> Any:
+        """Run a script for a claim, once."""
+        with translating:
+            here = self._here() or await self._reach()
+            return await here.run(script, *self._places(claim), *args)
 
     async def _change(self, script: Script, claim: Claim, *args: Any) -> Any:
         """Run a script that changes a record; again if its answer was lost, since it then tells what has become of it.
@@ -290,21 +303,14 @@ class RedisEngine:
                 raise
             return was_stored
 
-    async def _ask(self, script: Script, key: str, name: str | None, token: str, *args: Any) -> Any:
-        lock = f"{self._prefix}l:{{{key}}}" + ("" if name is None else f":{name}")
+    async def _ask(self, script: Script, key: str, *args: Any) -> Any:
+        """Run a script on a record for nobody in particular."""
         with translating:
             here = await self._reach()
-            return await here.run(script, self._record(key), lock, token, *args)
-
-    async def _expecting(self, claim: Claim) -> Connections:
-        """Return the connections of the running loop, which note from now on what a claim is told."""
-        with translating:
-            here = await self._reach()
-        here.expect(claim.token)
-        return here
+            return await here.run(script, self._record(key), f"{self._prefix}l:{{{key}}}", "", *args)
 
     def _forget(self, claim: Claim) -> None:
-        here = self._connections.get(asyncio.get_running_loop())
+        here = self._here()
         if here is not None:
             here.forget(claim.token)
 
@@ -317,8 +323,13 @@ class RedisEngine:
             with translating:
                 here = await self._reach()
                 await here.ask("SET", aside, data or b"", "EX", _KEPT)
-            await self._ask(scripts.DISCARD, key, None, "", data or b"")  # unless another was faster
+            await self._ask(scripts.DISCARD, key, data or b"")  # unless another was faster
             raise CorruptSessionError(str(error), aside) from error
+
+    def _places(self, claim: Claim) -> tuple[str, str, str]:
+        """Return where a claim's record and lock are, and its token."""
+        lock = f"{self._prefix}l:{{{claim.key}}}"
+        return self._record(claim.key), lock if claim.name is None else f"{lock}:{claim.name}", claim.token
 
     def _record(self, key: str) -> str:
         return f"{self._prefix}s:{{{key}}}"
