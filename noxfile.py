@@ -73,7 +73,7 @@ def imports(session: nox.Session) -> None:
 @nox.session
 def bench(session: nox.Session) -> None:
     """Compare speed with others in one run; prints ratios, writes benchmarks/results.json and .svg."""
-    session.install("-e", ".[crypto,memcached,redis]", *group("bench"))
+    session.install("-e", ".[crypto,mariadb,memcached,postgresql,redis]", *group("bench"))
     session.run("python", "-m", "benchmarks", *session.posargs)
 
 

