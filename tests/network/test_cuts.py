@@ -10,7 +10,9 @@ from typing import Final
 import pytest
 
 from asyncsess import CommitUnknownError, SessionStore
+from asyncsess.ids import key_of
 from asyncsess.testing import until
+from asyncsess.testing.contract import hold
 from tests.conftest import stored
 from tests.network.operations import OPERATIONS
 from tests.network.servers import Server, store_at
@@ -76,6 +78,17 @@ async def test_a_commit_whose_answer_was_lost_is_not_taken_for_lost_when_others_
                 other = asyncio.create_task(keep_away_until(waiter))
         await other
         assert await stored(unlucky, session_id) == {"n": 2}
+
+
+async def test_a_deletion_that_leaves_nothing_is_done_also_if_its_answer_was_lost(server: Server, space: str) -> None:
+    async with Proxy("127.0.0.1", server.port) as proxy, store_at(server.url_at(proxy.port), space) as store:
+        for _ in range(2):  # the first time, the server may have to learn the command
+            key = key_of(await store.create({"n": 0}))
+            async with hold(store.backend, key) as held:
+                proxy.cut(Cut.BEFORE_ANSWER)
+                await held.delete(now=store.clock())
+            assert await store.backend.read(key) is None
+        assert proxy.cuts == 2
 
 
 async def test_after_a_commit_of_which_nothing_is_known_its_holder_stores_nothing_more(

@@ -204,7 +204,10 @@ local mark, until_at, note, stands = ARGV[4], tonumber(ARGV[5]), ARGV[6], tonumb
 local before = stored()
 local kind, _, _, version = 0, 0, 0, 0
 if before then kind, _, _, version = head_of(before) end
-if not is_mine then return (kind == 2 and string.sub(before, 26, 33) == mark) and 1 or 0 end
+if not is_mine then
+  if kind == 0 and stands == 0 then return 1 end
+  return (kind == 2 and string.sub(before, 26, 33) == mark) and 1 or 0
+end
 if stands > 0 and kind == 1 then
   local head = struct.pack('>Bddd', 2, 0, until_at, version)
   redis.call('SET', record, head .. mark .. string.sub(before, 26, 49) .. note, 'PX', stands)

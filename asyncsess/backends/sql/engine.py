@@ -200,7 +200,7 @@ class SQLEngine:
     async def delete(self, claim: Claim, tombstone: Tombstone | None, *, now: float) -> None:
         def was_deleted(row: Any) -> bool | None:
             if row is None:
-                return None
+                return tombstone is None or None
             return row.until is not None and row.committed_by == claim.token
 
         if tombstone is not None:
