@@ -282,13 +282,13 @@ class SQLEngine:
         if client is None:
             if self._engine is not None and any(not other.is_closed() for other in self._clients):
                 raise StoreError("an engine of SQLAlchemy belongs to one event loop: pass a URL to use several")
-            engine = self._engine and self._engine.execution_options(isolation_level="AUTOCOMMIT")
+            theirs = self._engine and self._database.share(self._engine)
             client = self._clients[loop] = Client(
-                engine or self._database.connect(self._url, self._timeout),
+                theirs or self._database.connect(self._url, self._timeout),
                 self._database,
                 self._tables,
                 self._timeout,
-                is_ours=engine is None,
+                is_ours=theirs is None,
                 is_advisory=self._locking == "advisory",
             )
         return client

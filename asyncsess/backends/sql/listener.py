@@ -85,20 +85,20 @@ class Listener:
                 if self._take_lifeline is not None:
                     self._lifeline = await self._tie(connection, self._take_lifeline)
                 if self._database.notifies:
-                    await connection.execute(text(f"LISTEN {CHANNEL}{process.name}"))
+                    await self._connections.execute(connection, text(f"LISTEN {CHANNEL}{process.name}"))
             self._is_connected.set()
             if self._database.notifies:
                 await self._hear(connection)
             while True:
                 await asyncio.sleep(_PING_EVERY)  # else the server takes it for abandoned
                 async with asyncio.timeout(self._connections.timeout):
-                    await connection.execute(select(1))
+                    await self._connections.execute(connection, select(1))
         finally:
             await asyncio.shield(_end(connection))
 
     async def _tie(self, connection: AsyncConnection, take_lifeline: TextClause) -> int:
         number = secrets.randbits(62)  # never used again: whoever finds it free knows that this connection is gone
-        if await connection.scalar(take_lifeline, {"lifeline": number}) != 1:
+        if (await self._connections.execute(connection, take_lifeline, {"lifeline": number})).scalar() != 1:
             raise StoreError("the advisory lock of this process could not be taken")
         return number
 

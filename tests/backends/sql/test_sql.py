@@ -6,10 +6,11 @@ import asyncio
 import secrets
 from datetime import timedelta
 from pathlib import Path
+from typing import Any
 
 import pytest
 import time_machine
-from sqlalchemy import create_engine, text
+from sqlalchemy import create_engine, event, text
 from sqlalchemy.ext.asyncio import create_async_engine
 
 from asyncsess import LockLostError, LockTimeoutError, SQLStore, StoreError
@@ -122,6 +123,28 @@ async def test_an_engine_of_the_program_is_used_in_its_loop_and_stays_open(place
     async with theirs.connect() as connection:
         assert await connection.scalar(text("SELECT 1")) == 1
     await theirs.dispose()
+
+
+async def test_an_engine_that_begins_transactions_by_itself_loses_nothing(tmp_path: Path) -> None:
+    url = f"sqlite+aiosqlite:///{tmp_path}/db"
+    theirs = create_async_engine(url)
+
+    def leave_it_to_the_program(connection: Any, _: object) -> None:
+        connection.isolation_level = None
+
+    event.listen(theirs.sync_engine, "connect", leave_it_to_the_program)
+    event.listen(theirs.sync_engine, "begin", lambda connection: connection.exec_driver_sql("BEGIN"))
+    async with SQLStore(theirs, sweep_interval=None) as store:
+        session_id = await store.create({"n": 1})
+        async with store.open(session_id) as session:
+            session["n"] += 1
+    async with theirs.connect() as connection:
+        raw = (await connection.get_raw_connection()).driver_connection
+        assert raw is not None
+        assert raw.isolation_level is None
+    await theirs.dispose()
+    async with SQLStore(url, sweep_interval=None) as store, store.open(session_id) as session:
+        assert session["n"] == 2
 
 
 # Records.
