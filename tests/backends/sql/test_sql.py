@@ -150,6 +150,23 @@ async def test_an_engine_that_begins_transactions_by_itself_loses_nothing(tmp_pa
 # Records.
 
 
+@pytest.mark.parametrize("database", ["mariadb"])
+async def test_a_server_that_takes_backslashes_literally_gives_back_what_was_stored(place: Place) -> None:
+    literally = {"init_command": "SET SESSION sql_mode = 'NO_BACKSLASH_ESCAPES'"}
+    theirs = create_async_engine(place.url, connect_args=literally)
+    backend = RemoteBackend(SQLEngine(theirs, prefix=place.prefix))
+    await backend.open()
+    strange = bytes(range(256)) + b"', token = NULL, line = '"
+    await put(backend, payload=b"\\' \0")
+    async with hold(backend) as held:
+        await held.commit(strange, now=NOW)
+        assert held.record == await backend.read(KEY) == Record(strange, 2, NOW, NOW)
+        await held.delete(Tombstone(strange, NOW), now=NOW)
+    assert await backend.read(KEY) == Tombstone(strange, NOW)
+    await backend.aclose()
+    await theirs.dispose()
+
+
 async def test_what_is_large_or_named_strangely_comes_back(backend: RemoteBackend, other: RemoteBackend) -> None:
     payload = bytes(range(256)) * 4096
     await put(backend, payload)
