@@ -17,6 +17,7 @@ from asyncsess.backends.base import Found, Record, Tombstone
 from asyncsess.backends.remote import holders
 from asyncsess.backends.remote.engine import Busy, Claim, Granted
 from asyncsess.backends.remote.held import finish
+from asyncsess.backends.remote.loops import drop_ended
 from asyncsess.backends.sql.acquisition import Acquisition
 from asyncsess.backends.sql.client import Client
 from asyncsess.backends.sql.connections import LostConnectionError, NoAnswerError
@@ -280,7 +281,8 @@ class SQLEngine:
         loop = asyncio.get_running_loop()
         client = self._clients.get(loop)
         if client is None:
-            if self._engine is not None and any(not other.is_closed() for other in self._clients):
+            drop_ended(self._clients)
+            if self._engine is not None and self._clients:
                 raise StoreError("an engine of SQLAlchemy belongs to one event loop: pass a URL to use several")
             theirs = self._engine and self._database.share(self._engine)
             client = self._clients[loop] = Client(

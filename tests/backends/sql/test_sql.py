@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import secrets
+import weakref
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
@@ -145,6 +147,22 @@ async def test_an_engine_that_begins_transactions_by_itself_loses_nothing(tmp_pa
     await theirs.dispose()
     async with SQLStore(url, sweep_interval=None) as store, store.open(session_id) as session:
         assert session["n"] == 2
+
+
+@LEASE
+async def test_event_loops_that_have_ended_are_let_go(place: Place) -> None:
+    store = SQLStore(place.url, prefix=place.prefix, sweep_interval=None)
+    loops: list[weakref.ref[asyncio.AbstractEventLoop]] = []
+
+    async def use() -> None:
+        loops.append(weakref.ref(asyncio.get_running_loop()))
+        await store.create({"n": 1})
+
+    for _ in range(3):
+        await asyncio.to_thread(asyncio.run, use())
+    gc.collect()
+    assert [loop() for loop in loops[:-1]] == [None, None]
+    await store.aclose()
 
 
 # Records.
