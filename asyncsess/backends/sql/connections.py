@@ -79,8 +79,7 @@ class Connections:
         """
         for retries in count():
             with self.failures(), self._counted():
-                async with asyncio.timeout(self.timeout):
-                    connection = await self.engine.connect()
+                connection = await self.connect()
                 try:
                     return await self._execute(connection, statement, values or {})
                 except DBAPIError as error:
@@ -93,6 +92,17 @@ class Connections:
                     await asyncio.shield(self._give_back(connection))
             await asyncio.sleep(random.uniform(0, _PAUSE * 2**retries))
         raise AssertionError("counting has no end")
+
+    async def connect(self) -> AsyncConnection:
+        """Return a connection that is free, or a new one."""
+        try:
+            async with asyncio.timeout(self.timeout):
+                return await self.engine.connect()
+        except TimeoutError as error:
+            raise StoreError(
+                f"no connection to the database could be had within {self.timeout:g} s: either it does not answer, or"
+                f" all that the pool may have are in use ({self.engine.pool.status()})"
+            ) from error
 
     async def repeat(self, statement: Executable, values: Mapping[str, Any] | None = None) -> Answer:
         """Run a statement that may be run twice: on another connection, if the first one broke."""

@@ -126,7 +126,7 @@ def database_of(database: str | URL | AsyncEngine) -> tuple[Database, URL]:
         raise ValueError(f"{driver} is not supported; the driver for {backend} is {kind.driver}")
     if find_spec(kind.driver) is None:
         raise ImportError(f"SQLStore needs {kind.driver} for {backend}: pip install 'asyncsess[{kind.extra}]'")
-    if kind is SQLITE and url.database in (None, "", ":memory:"):
+    if kind is SQLITE and (not url.database or ":memory:" in url.database or url.query.get("mode") == "memory"):
         raise ValueError("an SQLite database in memory belongs to one connection; name a file, or take a MemoryStore")
     return kind, url.set(drivername=f"{backend}+{kind.driver}")
 

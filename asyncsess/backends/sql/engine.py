@@ -54,6 +54,8 @@ class SQLEngine:
     ) -> None:
         self._engine = database if isinstance(database, AsyncEngine) else None
         self._database, self._url = database_of(database)
+        if not 0 < timeout < math.inf:
+            raise ValueError(f"timeout must be greater than 0 seconds and have an end, not {timeout:g}")
         if locking not in get_args(Locking):
             raise ValueError(f"locking is one of {', '.join(get_args(Locking))}, not {locking!r}")
         if locking == "advisory" and self._database.is_gone is None:

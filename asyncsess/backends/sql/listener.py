@@ -57,7 +57,8 @@ class Listener:
                 async with asyncio.timeout(self._connections.timeout):
                     await self._is_connected.wait()
             except TimeoutError as error:
-                raise StoreError(f"no advisory lock could be taken: {self._failure}") from self._failure or error
+                failure = self._failure or "the database did not answer in time"
+                raise StoreError(f"no advisory lock could be taken: {failure}") from self._failure or error
         return self._lifeline
 
     async def run(self) -> None:
@@ -78,8 +79,7 @@ class Listener:
             await asyncio.sleep(random.uniform(0.5, 1.0) * _PAUSE)
 
     async def _attend(self) -> None:
-        async with asyncio.timeout(self._connections.timeout):
-            connection = await self._connections.engine.connect()
+        connection = await self._connections.connect()
         try:
             async with asyncio.timeout(self._connections.timeout):
                 if self._take_lifeline is not None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import gc
+import math
 import secrets
 import weakref
 from datetime import timedelta
@@ -88,14 +89,17 @@ async def test_whoever_may_not_make_tables_is_told_what_to_do(backend: RemoteBac
     [
         ("sqlite://", {}, "name a file"),
         ("sqlite+aiosqlite:///:memory:", {}, "name a file"),
+        ("sqlite:///file:shared?mode=memory&cache=shared&uri=true", {}, "name a file"),
+        ("sqlite:///some.file", {"timeout": 0}, "timeout must be greater than 0"),
+        ("sqlite:///some.file", {"timeout": math.inf}, "timeout must .* have an end"),
         ("oracle://host/db", {}, "oracle is not supported"),
         ("sqlite:///some.file", {"locking": "advisory"}, "sqlite has no advisory locks"),
         ("sqlite:///some.file", {"locking": "hope"}, "lease, advisory"),
     ],
 )
-async def test_what_can_not_work_is_refused(url: str, options: dict[str, str], why: str) -> None:
+async def test_what_can_not_work_is_refused(url: str, options: dict[str, Any], why: str) -> None:
     with pytest.raises(ValueError, match=why):
-        SQLStore(url, **options)  # type: ignore[arg-type]
+        SQLStore(url, **options)
 
 
 @LEASE
@@ -163,6 +167,18 @@ async def test_event_loops_that_have_ended_are_let_go(place: Place) -> None:
     gc.collect()
     assert [loop() for loop in loops[:-1]] == [None, None]
     await store.aclose()
+
+
+@POSTGRESQL
+async def test_a_pool_that_is_too_small_is_told_of(place: Place) -> None:
+    theirs = create_async_engine(place.url, pool_size=1, max_overflow=0)
+    backend = RemoteBackend(SQLEngine(theirs, prefix=place.prefix, timeout=0.3))
+    await backend.open()
+    async with theirs.connect():
+        with pytest.raises(StoreError, match=r"no connection .* within 0.3 s: .*Pool size: 1"):
+            await backend.read(KEY)
+    await backend.aclose()
+    await theirs.dispose()
 
 
 # Records.
