@@ -7,6 +7,7 @@ import hashlib
 import math
 import weakref
 from collections.abc import AsyncIterator, Callable, Mapping
+from contextlib import suppress
 from typing import Any, Final, Literal, get_args
 
 from sqlalchemy import URL, select
@@ -211,7 +212,8 @@ class SQLEngine:
             await self._change(claim, self._sessions.bury, values, was_deleted)
         else:
             await self._change(claim, self._sessions.empty, {}, was_deleted)
-            await self._here().repeat(self._sessions.tidy, _values(claim))
+            with suppress(StoreError):  # it is deleted; a row that stays is taken for empty, and swept
+                await self._here().repeat(self._sessions.tidy, _values(claim))
         self._here().forget(claim)
 
     async def _change(

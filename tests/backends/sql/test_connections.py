@@ -214,6 +214,19 @@ async def test_a_deletion_whose_answer_was_lost_is_known(
 
 
 @SERVERS
+async def test_a_deletion_counts_although_the_server_is_gone_when_it_is_to_tidy_up(
+    far: RemoteBackend, between: Proxy, backend: RemoteBackend
+) -> None:
+    async with create(far) as held:
+        between.cut(Cut.AFTER, for_good=True)
+        await held.delete(now=NOW)
+        assert await backend.read(KEY) is None
+        between.heal()
+    async with hold(backend, create=True) as held:
+        await held.commit(b"anew", now=NOW)
+
+
+@SERVERS
 async def test_a_session_whose_creation_was_not_answered_is_there_and_held(
     far: RemoteBackend, other: RemoteBackend, between: Proxy
 ) -> None:
