@@ -13,7 +13,7 @@ from asyncsess.backends.memory import MemoryBackend
 from asyncsess.backends.remote import RemoteBackend
 from asyncsess.codec import Codec
 from asyncsess.events import Hook
-from asyncsess.expiry import Expiry
+from asyncsess.expiry import Expiry, seconds
 from asyncsess.store import SessionStore
 
 if TYPE_CHECKING:
@@ -176,7 +176,8 @@ class SQLStore(SessionStore):
 
     Args:
         database: Its URL, or an `AsyncEngine` of SQLAlchemy, which is used in its own event loop only, and which the
-            program closes itself. An SQLite database is a file that processes of one machine share.
+            program closes itself; its pool needs room for two connections, one of them as said above. An SQLite
+            database is a file that processes of one machine share.
         prefix: Of the names of the tables.
         locking: When the lock of a process that was killed is free. ``"lease"``: at the end of its lease.
             ``"advisory"``, in PostgreSQL, MariaDB and MySQL: as soon as the server has ended the process's connection,
@@ -192,14 +193,14 @@ class SQLStore(SessionStore):
         *,
         prefix: str = "asyncsess_",
         locking: Literal["lease", "advisory"] = "lease",
-        timeout: float = 5.0,
+        timeout: float | timedelta = 5.0,
         **options: Unpack[StoreOptions],
     ) -> None:
         try:
             from asyncsess.backends.sql import SQLEngine
         except ImportError as error:
             raise ImportError("SQLStore needs SQLAlchemy: pip install 'asyncsess[sql]'") from error
-        self._sql = SQLEngine(database, prefix=prefix, locking=locking, timeout=timeout)
+        self._sql = SQLEngine(database, prefix=prefix, locking=locking, timeout=seconds(timeout, "timeout"))
         backend = RemoteBackend(self._sql)
         options.setdefault("clock", backend.clock)
         super().__init__(backend, **options)

@@ -12,9 +12,12 @@ import pytest
 from redis.asyncio import Redis
 from redis.exceptions import NoScriptError, ResponseError
 
-from asyncsess import RedisStore
+from asyncsess import RedisStore, StoreError
+from asyncsess.backends.redis import RedisEngine
 from asyncsess.backends.redis.pipe import Pipe
 from asyncsess.backends.redis.wire import IncompleteError, Push, pack, parse
+from asyncsess.backends.remote import RemoteBackend
+from asyncsess.testing import until
 from tests import servers
 from tests.proxy import Cut, Proxy
 from tests.servers import RedisServer
@@ -123,6 +126,27 @@ async def test_a_server_that_does_not_answer_in_time_is_not_waited_for(proxy: Pr
             await pipe.ask("GET", "a")
         proxy.heal()
         assert await pipe.ask("GET", "a") == b"1"
+
+
+@pytest.mark.parametrize("is_open", [False, True])
+async def test_a_store_that_is_closed_while_it_connects_leaves_nothing_behind(proxy: Proxy, is_open: bool) -> None:
+    backend = RemoteBackend(RedisEngine(f"redis://127.0.0.1:{proxy.port}"))
+    if is_open:
+        await backend.open()
+        (connections,) = backend._engine._connections.values()  # type: ignore[attr-defined]
+        await connections._pipe._hang_up()
+    proxy.stall()
+    reading = asyncio.create_task(backend.read("00" * 32))
+    await until(lambda: proxy.kept_back > 0)
+    closing = asyncio.create_task(backend.aclose())
+    await until(lambda: backend._turns.is_closed)
+    proxy.heal()
+    with pytest.raises(StoreError, match="closed"):
+        await reading
+    await closing
+    async with asyncio.timeout(5):
+        await proxy.until_unused()
+    assert not [task for task in asyncio.all_tasks() if task.get_name().startswith("asyncsess")]
 
 
 async def test_a_store_by_url_keeps_one_connection_and_one_that_listens(proxy: Proxy) -> None:

@@ -17,7 +17,8 @@ from asyncsess.backends.redis.failures import FAILURES, cancellations, no_cancel
 from asyncsess.backends.redis.pipe import Pipe
 from asyncsess.backends.redis.scripts import Script
 from asyncsess.backends.redis.wire import Word
-from asyncsess.backends.remote.lines import process
+from asyncsess.backends.remote.lines import CLOSED, process
+from asyncsess.errors import StoreError
 
 logger = logging.getLogger("asyncsess")
 
@@ -49,7 +50,7 @@ class Connections:
         self, client: Client, timeout: float, channels: str, ours: Sequence[Client], ended: Callable[[], object]
     ) -> None:
         self.client = client
-        self.is_open = False
+        self.is_open = self._is_closed = False
         self._opening = asyncio.Lock()
         self._slots = asyncio.Semaphore(MOST_AT_ONCE)
         self._pipe = Pipe(client, timeout) if ours and isinstance(client, Redis) else None
@@ -66,6 +67,8 @@ class Connections:
     async def open(self) -> None:
         """See whether the server is fit for sessions, and begin to listen."""
         async with self._opening:
+            if self._is_closed:
+                raise StoreError(CLOSED)
             if not self.is_open:
                 await check_server(self.client)
                 self._listener = asyncio.create_task(self._listen(), name="asyncsess listener")
@@ -195,7 +198,10 @@ class Connections:
         await self.run(scripts.LEAVE, lock, lock, token)
 
     async def close(self) -> None:
-        """Give the connections back."""
+        """Give the connections back, also those of who is just about to open them."""
+        self._is_closed = True
+        async with self._opening:
+            pass
         if self._listener is None:
             await self._end()
             return

@@ -13,6 +13,8 @@ from redis.exceptions import ConnectionError as LostConnectionError
 from redis.exceptions import ReadOnlyError, RedisError
 
 from asyncsess.backends.redis.wire import IncompleteError, Push, Word, pack, parse
+from asyncsess.backends.remote.lines import CLOSED
+from asyncsess.errors import StoreError
 
 _PAUSES: Final = (0.05, 0.1)  # between further attempts
 _IDLE: Final = 30.0  # after which somebody between may have forgotten a connection
@@ -35,6 +37,7 @@ class Pipe:
         self._timeout = timeout
         self._connecting = asyncio.Lock()
         self._link: _Link | None = None
+        self._is_closed = False
 
     async def ask(self, *words: Word) -> Any:
         """Send a command; return the answer.
@@ -42,6 +45,7 @@ class Pipe:
         Raises:
             RedisError: The answer is an error, or the connection was lost again and again.
             TimeoutError: There was no answer in time.
+            StoreError: The connection was given back meanwhile.
         """
         command = pack(*words)
         try:
@@ -77,13 +81,27 @@ class Pipe:
     async def _connect(self) -> _Link:
         async with asyncio.timeout(self._timeout), self._connecting:
             if self._link is None or self._link.is_stale:
-                await self.aclose()
-                await self._connection.connect()
+                await self._hang_up()
+                try:
+                    self._check_open()
+                    await self._connection.connect()
+                    self._check_open()
+                except BaseException:
+                    await self._hang_up()
+                    raise
                 self._link = _Link(self._connection._writer.transport, self._timeout)
             return self._link
 
+    def _check_open(self) -> None:
+        if self._is_closed:
+            raise StoreError(CLOSED)
+
     async def aclose(self) -> None:
-        """Give the connection back."""
+        """Give the connection back; who still asks gets no other."""
+        self._is_closed = True
+        await self._hang_up()
+
+    async def _hang_up(self) -> None:
         link, self._link = self._link, None
         if link is not None:
             link.abort()

@@ -9,6 +9,7 @@ from collections import deque
 from typing import Final
 
 from asyncsess.backends.remote.engine import Claim, Engine
+from asyncsess.backends.remote.loops import drop_ended
 from asyncsess.errors import StoreError
 
 logger = logging.getLogger("asyncsess")
@@ -72,6 +73,7 @@ class Returns:
         logger.warning("a lock is given back later, since the server fails: %s", error)
         loop = asyncio.get_running_loop()
         if loop not in self._here:
+            drop_ended(self._here)
             self._here[loop] = _Returns(self._engine)
         self._here[loop].add(claim)
 

@@ -39,7 +39,7 @@ class Client(Connections):
         database: To what kind of database it leads.
         tables: Those of the store, which are made if they are missing.
         timeout: Seconds for which a connection, or an answer, is waited for.
-        is_ours: Whether the pool ends with this.
+        is_ours: As for `Connections`; then the pool ends with this.
         is_advisory: Whether an advisory lock is to show that this process is there.
     """
 
@@ -53,10 +53,9 @@ class Client(Connections):
         is_ours: bool,
         is_advisory: bool,
     ) -> None:
-        super().__init__(engine, database, timeout)
+        super().__init__(engine, database, timeout, is_ours=is_ours)
         self._tables = tables
         self.waits = Waits()
-        self._is_ours = is_ours
         self._is_advisory = is_advisory
         self._listener = Listener(self, database, self.waits, database.take_lifeline if is_advisory else None)
         self._listening: asyncio.Task[None] | None = None
@@ -123,7 +122,7 @@ class Client(Connections):
         await self._end()
 
     async def _end(self) -> None:
-        if self._is_ours:
+        if self.is_ours:
             await self.dispose()
 
     async def _watch(self) -> None:

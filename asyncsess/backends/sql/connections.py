@@ -7,10 +7,11 @@ import os
 import random
 import socket
 from collections.abc import Generator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from itertools import count
 from typing import Any, Final, NamedTuple
 
+from sqlalchemy import CursorResult
 from sqlalchemy.exc import DBAPIError, SQLAlchemyError
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 from sqlalchemy.sql.base import Executable
@@ -54,12 +55,17 @@ class Connections:
         engine: The pool.
         database: To what kind of database it leads.
         timeout: Seconds for which a connection, or an answer, is waited for.
+        is_ours: Whether nobody else has a say in the pool, so that each statement is a transaction of its own; else
+            it is committed, as a connection of a program may have begun one.
     """
 
-    def __init__(self, engine: AsyncEngine, database: Database, timeout: float) -> None:
+    def __init__(self, engine: AsyncEngine, database: Database, timeout: float, *, is_ours: bool) -> None:
         self.engine = engine
         self.timeout = timeout
+        self.is_ours = is_ours
         self._database = database
+        # SQLAlchemy translates no error of a driver where it sets up a connection as a program's engine wants it.
+        self._failures = SQLAlchemyError, OSError, TimeoutError, engine.dialect.loaded_dbapi.Error
         self._in_use = 0
         self._is_idle = asyncio.Event()
         self._is_idle.set()
@@ -73,8 +79,7 @@ class Connections:
         """
         for retries in count():
             with self.failures(), self._counted():
-                async with asyncio.timeout(self.timeout):
-                    connection = await self.engine.connect()
+                connection = await self.connect()
                 try:
                     return await self._execute(connection, statement, values or {})
                 except DBAPIError as error:
@@ -84,9 +89,20 @@ class Connections:
                     if code not in self._database.rolled_back or retries == _MOST_RETRIES:
                         raise
                 finally:
-                    await asyncio.shield(connection.close())
+                    await asyncio.shield(self._give_back(connection))
             await asyncio.sleep(random.uniform(0, _PAUSE * 2**retries))
         raise AssertionError("counting has no end")
+
+    async def connect(self) -> AsyncConnection:
+        """Return a connection that is free, or a new one."""
+        try:
+            async with asyncio.timeout(self.timeout):
+                return await self.engine.connect()
+        except TimeoutError as error:
+            raise StoreError(
+                f"no connection to the database could be had within {self.timeout:g} s: either it does not answer, or"
+                f" all that the pool may have are in use ({self.engine.pool.status()})"
+            ) from error
 
     async def repeat(self, statement: Executable, values: Mapping[str, Any] | None = None) -> Answer:
         """Run a statement that may be run twice: on another connection, if the first one broke."""
@@ -102,7 +118,7 @@ class Connections:
         try:
             with silence:
                 async with asyncio.timeout(silence.longest):
-                    result = await connection.execute(statement, values)
+                    result = await self.execute(connection, statement, values)
         except (TimeoutError, DBAPIError) as error:
             if isinstance(error, DBAPIError) and not silence.is_over:
                 raise
@@ -115,6 +131,21 @@ class Connections:
             return Answer(result.rowcount)
         rows = result.all()
         return Answer(len(rows), rows)
+
+    async def execute(
+        self, connection: AsyncConnection, statement: Executable, values: Mapping[str, Any] | None = None
+    ) -> CursorResult[Any]:
+        """Run a statement on a connection, and leave no transaction open."""
+        result = await connection.execute(statement, values)
+        if not self.is_ours:
+            await connection.commit()
+        return result
+
+    async def _give_back(self, connection: AsyncConnection) -> None:
+        """Give a connection back; the pool may ask the server to reset it, and ends it if that fails."""
+        with suppress(*self._failures):  # what was asked is answered, and the pool logs this
+            async with asyncio.timeout(self.timeout):
+                await connection.close()
 
     async def dispose(self) -> None:
         """End all connections, once the statements that are under way have ended."""
@@ -143,7 +174,7 @@ class Connections:
                 raise MissingTablesError("the tables of the store are missing") from cause
             kind = LostConnectionError if error.connection_invalidated else StoreError
             raise kind(f"the database could not be used: {_first_line(cause)}") from cause
-        except (SQLAlchemyError, OSError, TimeoutError) as error:
+        except self._failures as error:
             raise StoreError(f"the database could not be used: {_first_line(error)}") from error
 
 

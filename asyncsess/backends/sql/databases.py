@@ -31,7 +31,7 @@ class Database:
         is_there: Codes of errors that say that something is there already.
         is_missing: Codes of errors that say that a table is missing.
         returns_rows: Whether an UPDATE can return rows.
-        notifies: Whether the server can tell those who wait.
+        notifies: Whether the server can tell those who wait; it does so only outside of transactions.
         fileno: Gives the socket of a connection whose driver, when it is cancelled, asks the server to give up first.
         take_lifeline: How a connection takes the advisory lock of a number; None if there are no such locks.
         is_gone: Whether nobody has the advisory lock of a number any more.
@@ -69,6 +69,14 @@ class Database:
         if self.on_connect:
             event.listen(engine.sync_engine, "connect", self._prepare)
         return engine
+
+    def share(self, engine: AsyncEngine) -> AsyncEngine:
+        """Return the engine of a program as it is used here, with the same pool.
+
+        Only PostgreSQL's driver needs no round trip for AUTOCOMMIT. Others would ask the server at each use of a
+        connection, where SQLAlchemy loses what fails; and SQLite's would forget how the program begins transactions.
+        """
+        return engine.execution_options(isolation_level="AUTOCOMMIT") if self.notifies else engine
 
     def insert_new(self, table: Table, values: Mapping[str, Any]) -> Insert:
         """Return what inserts a row unless its key is there; MariaDB tells that by an error, of those in `is_there`."""
@@ -118,7 +126,7 @@ def database_of(database: str | URL | AsyncEngine) -> tuple[Database, URL]:
         raise ValueError(f"{driver} is not supported; the driver for {backend} is {kind.driver}")
     if find_spec(kind.driver) is None:
         raise ImportError(f"SQLStore needs {kind.driver} for {backend}: pip install 'asyncsess[{kind.extra}]'")
-    if kind is SQLITE and url.database in (None, "", ":memory:"):
+    if kind is SQLITE and (not url.database or ":memory:" in url.database or url.query.get("mode") == "memory"):
         raise ValueError("an SQLite database in memory belongs to one connection; name a file, or take a MemoryStore")
     return kind, url.set(drivername=f"{backend}+{kind.driver}")
 

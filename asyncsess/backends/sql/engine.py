@@ -7,6 +7,7 @@ import hashlib
 import math
 import weakref
 from collections.abc import AsyncIterator, Callable, Mapping
+from contextlib import suppress
 from typing import Any, Final, Literal, get_args
 
 from sqlalchemy import URL, select
@@ -17,6 +18,7 @@ from asyncsess.backends.base import Found, Record, Tombstone
 from asyncsess.backends.remote import holders
 from asyncsess.backends.remote.engine import Busy, Claim, Granted
 from asyncsess.backends.remote.held import finish
+from asyncsess.backends.remote.loops import drop_ended
 from asyncsess.backends.sql.acquisition import Acquisition
 from asyncsess.backends.sql.client import Client
 from asyncsess.backends.sql.connections import LostConnectionError, NoAnswerError
@@ -53,6 +55,8 @@ class SQLEngine:
     ) -> None:
         self._engine = database if isinstance(database, AsyncEngine) else None
         self._database, self._url = database_of(database)
+        if not 0 < timeout < math.inf:
+            raise ValueError(f"timeout must be greater than 0 seconds and have an end, not {timeout:g}")
         if locking not in get_args(Locking):
             raise ValueError(f"locking is one of {', '.join(get_args(Locking))}, not {locking!r}")
         if locking == "advisory" and self._database.is_gone is None:
@@ -208,7 +212,8 @@ class SQLEngine:
             await self._change(claim, self._sessions.bury, values, was_deleted)
         else:
             await self._change(claim, self._sessions.empty, {}, was_deleted)
-            await self._here().repeat(self._sessions.tidy, _values(claim))
+            with suppress(StoreError):  # it is deleted; a row that stays is taken for empty, and swept
+                await self._here().repeat(self._sessions.tidy, _values(claim))
         self._here().forget(claim)
 
     async def _change(
@@ -280,15 +285,16 @@ class SQLEngine:
         loop = asyncio.get_running_loop()
         client = self._clients.get(loop)
         if client is None:
-            if self._engine is not None and any(not other.is_closed() for other in self._clients):
+            drop_ended(self._clients)
+            if self._engine is not None and self._clients:
                 raise StoreError("an engine of SQLAlchemy belongs to one event loop: pass a URL to use several")
-            engine = self._engine and self._engine.execution_options(isolation_level="AUTOCOMMIT")
+            theirs = self._engine and self._database.share(self._engine)
             client = self._clients[loop] = Client(
-                engine or self._database.connect(self._url, self._timeout),
+                theirs or self._database.connect(self._url, self._timeout),
                 self._database,
                 self._tables,
                 self._timeout,
-                is_ours=engine is None,
+                is_ours=theirs is None,
                 is_advisory=self._locking == "advisory",
             )
         return client

@@ -57,7 +57,8 @@ class Listener:
                 async with asyncio.timeout(self._connections.timeout):
                     await self._is_connected.wait()
             except TimeoutError as error:
-                raise StoreError(f"no advisory lock could be taken: {self._failure}") from self._failure or error
+                failure = self._failure or "the database did not answer in time"
+                raise StoreError(f"no advisory lock could be taken: {failure}") from self._failure or error
         return self._lifeline
 
     async def run(self) -> None:
@@ -78,27 +79,26 @@ class Listener:
             await asyncio.sleep(random.uniform(0.5, 1.0) * _PAUSE)
 
     async def _attend(self) -> None:
-        async with asyncio.timeout(self._connections.timeout):
-            connection = await self._connections.engine.connect()
+        connection = await self._connections.connect()
         try:
             async with asyncio.timeout(self._connections.timeout):
                 if self._take_lifeline is not None:
                     self._lifeline = await self._tie(connection, self._take_lifeline)
                 if self._database.notifies:
-                    await connection.execute(text(f"LISTEN {CHANNEL}{process.name}"))
+                    await self._connections.execute(connection, text(f"LISTEN {CHANNEL}{process.name}"))
             self._is_connected.set()
             if self._database.notifies:
                 await self._hear(connection)
             while True:
                 await asyncio.sleep(_PING_EVERY)  # else the server takes it for abandoned
                 async with asyncio.timeout(self._connections.timeout):
-                    await connection.execute(select(1))
+                    await self._connections.execute(connection, select(1))
         finally:
             await asyncio.shield(_end(connection))
 
     async def _tie(self, connection: AsyncConnection, take_lifeline: TextClause) -> int:
         number = secrets.randbits(62)  # never used again: whoever finds it free knows that this connection is gone
-        if await connection.scalar(take_lifeline, {"lifeline": number}) != 1:
+        if (await self._connections.execute(connection, take_lifeline, {"lifeline": number})).scalar() != 1:
             raise StoreError("the advisory lock of this process could not be taken")
         return number
 

@@ -17,13 +17,52 @@ from __future__ import annotations
 
 from typing import Final
 
-from sqlalchemy import BigInteger, Column, Double, Index, LargeBinary, MetaData, String, Table, Text
+from sqlalchemy import (
+    BigInteger,
+    BindParameter,
+    Column,
+    ColumnElement,
+    Double,
+    Index,
+    LargeBinary,
+    MetaData,
+    String,
+    Table,
+    Text,
+    TypeDecorator,
+    func,
+)
 from sqlalchemy.dialects import mysql, postgresql
 from sqlalchemy.engine import Dialect
 from sqlalchemy.schema import CreateIndex, CreateTable
 from sqlalchemy.sql.ddl import ExecutableDDLElement
+from sqlalchemy.types import TypeEngine
 
 _MYSQL: Final = ("mysql", "mariadb")
+
+
+class _Hexadecimal(TypeDecorator[bytes]):
+    """Bytes that are sent as digits.
+
+    The driver writes them into the statement, where it escapes them with backslashes even if the server takes those
+    literally (``NO_BACKSLASH_ESCAPES``): then bytes came back changed, or ended the string they were in.
+
+    Args:
+        impl: As what they are stored.
+    """
+
+    impl = LargeBinary
+    cache_ok = True
+
+    def __init__(self, impl: TypeEngine[bytes]) -> None:
+        super().__init__()
+        self.impl = impl  # type: ignore[assignment]
+
+    def process_bind_param(self, value: bytes | None, dialect: Dialect) -> bytes | None:
+        return None if value is None else value.hex().encode()
+
+    def bind_expression(self, bindparam: BindParameter[bytes]) -> ColumnElement[bytes]:
+        return func.unhex(bindparam)
 
 
 class Tables:
@@ -40,7 +79,7 @@ class Tables:
             metadata,
             *_lock_columns(),
             # Of a record, what was sealed; of a tombstone, its note; NULL while there is nothing but a lock.
-            Column("payload", LargeBinary().with_variant(mysql.LONGBLOB(), *_MYSQL)),
+            Column("payload", LargeBinary().with_variant(_Hexadecimal(mysql.LONGBLOB()), *_MYSQL)),
             Column("version", BigInteger, nullable=False),
             Column("created_at", Double, nullable=False),
             Column("accessed_at", Double, nullable=False),
@@ -87,7 +126,7 @@ def _lock_columns() -> list[Column[object]]:
         Column("token", _ascii(40)),
         Column("taken_from", _ascii(40)),
         Column("free_at", Double, nullable=False),
-        Column("holder", LargeBinary().with_variant(mysql.BLOB(), *_MYSQL)),
+        Column("holder", LargeBinary().with_variant(_Hexadecimal(mysql.BLOB()), *_MYSQL)),
         Column("lifeline", BigInteger),
         Column("line", _ascii(None), nullable=False),
     ]

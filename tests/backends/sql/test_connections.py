@@ -9,7 +9,7 @@ from contextlib import suppress
 from typing import Any
 
 import pytest
-from sqlalchemy import text
+from sqlalchemy import event, text
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, create_async_engine
 
 from asyncsess import LockLostError
@@ -28,6 +28,7 @@ pytestmark = pytest.mark.asyncio(loop_factories=["asyncio"])  # the contract run
 
 SERVERS = pytest.mark.parametrize("database", ["postgresql", "mariadb"])
 POSTGRESQL = pytest.mark.parametrize("database", ["postgresql"])
+MARIADB = pytest.mark.parametrize("database", ["mariadb"])
 
 
 @pytest.fixture
@@ -96,7 +97,7 @@ class Blocked:
         async with self._admin.connect() as connection:
             await connection.execution_options(isolation_level="AUTOCOMMIT")
             while not await connection.scalar(text(query), {"what": f"%{self._place.prefix}%"}):
-                await asyncio.sleep(0.01)
+                await asyncio.sleep(0.15)  # InnoDB looks anew only after 0.1 s in which nobody has asked
 
 
 @POSTGRESQL
@@ -109,6 +110,40 @@ async def test_a_holder_whose_connections_were_ended_goes_on(backend: RemoteBack
     assert await backend.read(KEY) == Record(b"third", 3, NOW, NOW)
     await end_all_connections(admin)
     assert await keys_of(backend) == [KEY]
+
+
+@SERVERS
+@pytest.mark.parametrize("where", [Cut.BEFORE, Cut.BEFORE_ANSWER])
+@pytest.mark.parametrize("number", range(1, 5))
+async def test_a_cut_in_what_an_engine_of_the_program_adds_costs_no_connection(
+    place: Place, server: DatabaseServer, between: Proxy, where: Cut, number: int
+) -> None:
+    theirs = create_async_engine(server.url_at(between.port), pool_size=1, max_overflow=0)
+    backend = RemoteBackend(SQLEngine(theirs, prefix=place.prefix))
+    await backend.open()
+    between.cut(where, number)
+    for _ in range(4):
+        assert await backend.read(KEY) is None
+    assert theirs.pool.checkedout() == 0  # type: ignore[attr-defined]
+    await backend.aclose()
+    await theirs.dispose()
+
+
+@MARIADB
+async def test_a_server_that_is_silent_when_it_is_to_roll_back_is_not_waited_for(
+    place: Place, server: DatabaseServer, between: Proxy
+) -> None:
+    theirs = create_async_engine(server.url_at(between.port), pool_size=1, max_overflow=0)
+    backend = RemoteBackend(SQLEngine(theirs, prefix=place.prefix, timeout=0.3))
+    await backend.open()
+    event.listen(theirs.sync_engine, "rollback", lambda _: between.stall())
+    event.listen(theirs.sync_engine.pool, "reset", lambda *_: between.stall())
+    async with asyncio.timeout(5):
+        assert await backend.read(KEY) is None
+    between.heal()
+    assert theirs.pool.checkedout() == 0  # type: ignore[attr-defined]
+    await backend.aclose()
+    await theirs.dispose()
 
 
 @POSTGRESQL
@@ -176,6 +211,19 @@ async def test_a_deletion_whose_answer_was_lost_is_known(
         between.cut(Cut.BEFORE_ANSWER)
         await held.delete(tombstone, now=NOW)
     assert await other.read(KEY) == tombstone
+
+
+@SERVERS
+async def test_a_deletion_counts_although_the_server_is_gone_when_it_is_to_tidy_up(
+    far: RemoteBackend, between: Proxy, backend: RemoteBackend
+) -> None:
+    async with create(far) as held:
+        between.cut(Cut.AFTER, for_good=True)
+        await held.delete(now=NOW)
+        assert await backend.read(KEY) is None
+        between.heal()
+    async with hold(backend, create=True) as held:
+        await held.commit(b"anew", now=NOW)
 
 
 @SERVERS

@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import asyncio
+import gc
+import math
 import secrets
+import weakref
 from datetime import timedelta
 from pathlib import Path
+from typing import Any
 
 import pytest
 import time_machine
-from sqlalchemy import create_engine, text
+from sqlalchemy import create_engine, event, text
 from sqlalchemy.ext.asyncio import create_async_engine
 
 from asyncsess import LockLostError, LockTimeoutError, SQLStore, StoreError
@@ -85,14 +89,17 @@ async def test_whoever_may_not_make_tables_is_told_what_to_do(backend: RemoteBac
     [
         ("sqlite://", {}, "name a file"),
         ("sqlite+aiosqlite:///:memory:", {}, "name a file"),
+        ("sqlite:///file:shared?mode=memory&cache=shared&uri=true", {}, "name a file"),
+        ("sqlite:///some.file", {"timeout": 0}, "timeout must be greater than 0"),
+        ("sqlite:///some.file", {"timeout": math.inf}, "timeout must .* have an end"),
         ("oracle://host/db", {}, "oracle is not supported"),
         ("sqlite:///some.file", {"locking": "advisory"}, "sqlite has no advisory locks"),
         ("sqlite:///some.file", {"locking": "hope"}, "lease, advisory"),
     ],
 )
-async def test_what_can_not_work_is_refused(url: str, options: dict[str, str], why: str) -> None:
+async def test_what_can_not_work_is_refused(url: str, options: dict[str, Any], why: str) -> None:
     with pytest.raises(ValueError, match=why):
-        SQLStore(url, **options)  # type: ignore[arg-type]
+        SQLStore(url, **options)
 
 
 @LEASE
@@ -124,7 +131,74 @@ async def test_an_engine_of_the_program_is_used_in_its_loop_and_stays_open(place
     await theirs.dispose()
 
 
+async def test_an_engine_that_begins_transactions_by_itself_loses_nothing(tmp_path: Path) -> None:
+    url = f"sqlite+aiosqlite:///{tmp_path}/db"
+    theirs = create_async_engine(url)
+
+    def leave_it_to_the_program(connection: Any, _: object) -> None:
+        connection.isolation_level = None
+
+    event.listen(theirs.sync_engine, "connect", leave_it_to_the_program)
+    event.listen(theirs.sync_engine, "begin", lambda connection: connection.exec_driver_sql("BEGIN"))
+    async with SQLStore(theirs, sweep_interval=None) as store:
+        session_id = await store.create({"n": 1})
+        async with store.open(session_id) as session:
+            session["n"] += 1
+    async with theirs.connect() as connection:
+        raw = (await connection.get_raw_connection()).driver_connection
+        assert raw is not None
+        assert raw.isolation_level is None
+    await theirs.dispose()
+    async with SQLStore(url, sweep_interval=None) as store, store.open(session_id) as session:
+        assert session["n"] == 2
+
+
+@LEASE
+async def test_event_loops_that_have_ended_are_let_go(place: Place) -> None:
+    store = SQLStore(place.url, prefix=place.prefix, sweep_interval=None)
+    loops: list[weakref.ref[asyncio.AbstractEventLoop]] = []
+
+    async def use() -> None:
+        loops.append(weakref.ref(asyncio.get_running_loop()))
+        await store.create({"n": 1})
+
+    for _ in range(3):
+        await asyncio.to_thread(asyncio.run, use())
+    gc.collect()
+    assert [loop() for loop in loops[:-1]] == [None, None]
+    await store.aclose()
+
+
+@POSTGRESQL
+async def test_a_pool_that_is_too_small_is_told_of(place: Place) -> None:
+    theirs = create_async_engine(place.url, pool_size=1, max_overflow=0)
+    backend = RemoteBackend(SQLEngine(theirs, prefix=place.prefix, timeout=0.3))
+    await backend.open()
+    async with theirs.connect():
+        with pytest.raises(StoreError, match=r"no connection .* within 0.3 s: .*Pool size: 1"):
+            await backend.read(KEY)
+    await backend.aclose()
+    await theirs.dispose()
+
+
 # Records.
+
+
+@pytest.mark.parametrize("database", ["mariadb"])
+async def test_a_server_that_takes_backslashes_literally_gives_back_what_was_stored(place: Place) -> None:
+    literally = {"init_command": "SET SESSION sql_mode = 'NO_BACKSLASH_ESCAPES'"}
+    theirs = create_async_engine(place.url, connect_args=literally)
+    backend = RemoteBackend(SQLEngine(theirs, prefix=place.prefix))
+    await backend.open()
+    strange = bytes(range(256)) + b"', token = NULL, line = '"
+    await put(backend, payload=b"\\' \0")
+    async with hold(backend) as held:
+        await held.commit(strange, now=NOW)
+        assert held.record == await backend.read(KEY) == Record(strange, 2, NOW, NOW)
+        await held.delete(Tombstone(strange, NOW), now=NOW)
+    assert await backend.read(KEY) == Tombstone(strange, NOW)
+    await backend.aclose()
+    await theirs.dispose()
 
 
 async def test_what_is_large_or_named_strangely_comes_back(backend: RemoteBackend, other: RemoteBackend) -> None:
