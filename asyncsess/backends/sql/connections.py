@@ -79,9 +79,11 @@ class Connections:
         """
         for retries in count():
             with self.failures(), self._counted():
-                connection = await self.connect()
+                connection, is_answered = await self.connect(), False
                 try:
-                    return await self._execute(connection, statement, values or {})
+                    answer = await self._execute(connection, statement, values or {})
+                    is_answered = True
+                    return answer
                 except DBAPIError as error:
                     code = code_of(error)
                     if code in self._database.is_there:
@@ -89,7 +91,10 @@ class Connections:
                     if code not in self._database.rolled_back or retries == _MOST_RETRIES:
                         raise
                 finally:
-                    await asyncio.shield(self._give_back(connection))
+                    if is_answered and self.is_ours:  # then the server is asked nothing more
+                        await connection.close()
+                    else:
+                        await asyncio.shield(self._give_back(connection))
             await asyncio.sleep(random.uniform(0, _PAUSE * 2**retries))
         raise AssertionError("counting has no end")
 
