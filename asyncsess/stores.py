@@ -172,7 +172,8 @@ class SQLStore(SessionStore):
     No connection is kept, nor a transaction open, while a session is: its lock is in its row. Only with ``"advisory"``,
     and in PostgreSQL as soon as something waits, each event loop keeps one connection for itself. That one needs a
     pooler, if there is one between, to leave it the same session of the server (in pgbouncer, ``pool_mode=session``):
-    where it does not, take ``"lease"``, with which those who wait are told late but all else holds.
+    where it does not, take ``"lease"``, with which those who wait are told late but all else holds. The driver prepares
+    statements, which pgbouncer knows in its other modes from 1.21 on.
 
     Args:
         database: Its URL, or an `AsyncEngine` of SQLAlchemy, which is used in its own event loop only, and which the
