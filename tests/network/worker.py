@@ -11,7 +11,7 @@ import time
 from collections.abc import Awaitable, Callable
 from pathlib import Path
 
-from asyncsess import CommitUnknownError, LockLostError, SessionStore
+from asyncsess import CommitUnknownError, LockLostError, SessionStore, StoreError
 from tests.network.recording import record
 from tests.network.servers import store_at
 from tests.processes.worker import say, told
@@ -70,9 +70,24 @@ async def clients(store: SessionStore, name: str, tasks: str, directory: str, *s
         is_over = True
 
 
+async def entered(url: str, space: str) -> SessionStore:
+    """Return a store that was entered, at the latest by the tenth try: the network may fail meanwhile."""
+    for tries in range(1, 11):
+        store = store_at(url, space, lease=3.0)
+        try:
+            return await store.__aenter__()
+        except StoreError:
+            if tries == 10:
+                raise
+    raise AssertionError("one of ten is the tenth")
+
+
 async def main(name: str, url: str, space: str, *arguments: str) -> None:
-    async with store_at(url, space, lease=3.0) as store:
+    store = await entered(url, space)
+    try:
         await ROLES[name](store, *arguments)
+    finally:
+        await store.aclose()
 
 
 if __name__ == "__main__":
