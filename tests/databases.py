@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import getpass
 import os
+import pwd
 import shutil
 import signal
 import socket
@@ -115,7 +115,7 @@ class MariaDB(DatabaseServer):
         # Else one that begins would delete the temporary tables of another.
         (directory / "tmp").mkdir()
         self._environment = os.environ | {"TMPDIR": str(directory / "tmp")}
-        common = ["--no-defaults", f"--datadir={directory / 'data'}", f"--user={getpass.getuser()}"]
+        common = ["--no-defaults", f"--datadir={directory / 'data'}", f"--user={pwd.getpwuid(os.geteuid()).pw_name}"]
         with (directory / "log").open("wb") as log:
             made = [str(install), *common, "--skip-test-db"]
             subprocess.run(made, check=True, stdout=log, stderr=log, env=self._environment)
