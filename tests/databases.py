@@ -27,6 +27,8 @@ class DatabaseServer(ABC):
         directory: Where its data and its log are.
     """
 
+    _ends_at_once = signal.SIGKILL
+
     def __init__(self, directory: Path) -> None:
         self.port = free_port()
         self.directory = directory
@@ -63,8 +65,6 @@ class DatabaseServer(ABC):
         if process is not None:
             process.send_signal(self._ends_at_once)
             process.wait()
-
-    _ends_at_once = signal.SIGKILL
 
     def process_ids(self) -> list[int]:
         """Return those of its processes that answer."""
@@ -136,5 +136,5 @@ class MariaDB(DatabaseServer):
         try:
             with socket.create_connection(("127.0.0.1", self.port), timeout=1.0) as connection:
                 return bool(connection.recv(1))  # it speaks first
-        except OSError:
+        except OSError:  # it does not listen yet
             return False

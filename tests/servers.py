@@ -52,11 +52,15 @@ class RedisServer:
 
     @property
     def url(self) -> str:
-        return f"redis://127.0.0.1:{self.port}"
+        return self.url_at(self.port)
 
-    @property
-    def is_running(self) -> bool:
-        return self._process is not None
+    def url_at(self, port: int) -> str:
+        """Return its URL, for who finds it at a port: its own, or that of a proxy."""
+        return f"redis://127.0.0.1:{port}"
+
+    def process_ids(self) -> list[int]:
+        """Return those of its processes that answer."""
+        return [] if self._process is None else [self._process.pid]
 
     @property
     def pid(self) -> int:

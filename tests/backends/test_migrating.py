@@ -36,7 +36,7 @@ from asyncsess.testing.contract.helpers import hold_name, keys_of, look
 from asyncsess.web import login
 from tests.backends.stepping import SteppingBackend
 
-pytestmark = pytest.mark.asyncio(loop_factories=["asyncio"])  # each of the two runs on both
+pytestmark = pytest.mark.asyncio(loop_factories=["asyncio"])  # each of the two backends is tested on both by itself
 
 
 class BeginningInTheOld(MigratingBackend):

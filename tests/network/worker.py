@@ -9,6 +9,7 @@ import asyncio
 import sys
 import time
 from collections.abc import Awaitable, Callable
+from contextlib import suppress
 from pathlib import Path
 
 from asyncsess import CommitUnknownError, LockLostError, SessionStore, StoreError
@@ -72,14 +73,10 @@ async def clients(store: SessionStore, name: str, tasks: str, directory: str, *s
 
 async def entered(url: str, space: str) -> SessionStore:
     """Return a store that was entered, at the latest by the tenth try: the network may fail meanwhile."""
-    for tries in range(1, 11):
-        store = store_at(url, space, lease=3.0)
-        try:
-            return await store.__aenter__()
-        except StoreError:
-            if tries == 10:
-                raise
-    raise AssertionError("one of ten is the tenth")
+    for _ in range(9):
+        with suppress(StoreError):
+            return await store_at(url, space, lease=3.0).__aenter__()
+    return await store_at(url, space, lease=3.0).__aenter__()
 
 
 async def main(name: str, url: str, space: str, *arguments: str) -> None:

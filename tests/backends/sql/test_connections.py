@@ -24,7 +24,7 @@ from tests.backends.sql.conftest import Place
 from tests.databases import DatabaseServer
 from tests.proxy import Cut, Proxy
 
-pytestmark = pytest.mark.asyncio(loop_factories=["asyncio"])  # the contract runs on both
+pytestmark = pytest.mark.asyncio(loop_factories=["asyncio"])  # test_contract.py runs on both
 
 SERVERS = pytest.mark.parametrize("database", ["postgresql", "mariadb"])
 POSTGRESQL = pytest.mark.parametrize("database", ["postgresql"])

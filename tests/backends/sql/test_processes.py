@@ -12,7 +12,7 @@ from asyncsess import SQLStore
 from tests.backends.sql.conftest import Place
 from tests.processes.conftest import Worker
 
-pytestmark = pytest.mark.asyncio(loop_factories=["asyncio"])  # the contract runs on both
+pytestmark = pytest.mark.asyncio(loop_factories=["asyncio"])  # test_contract.py runs on both
 
 Start = Callable[..., Worker]
 LEASE = pytest.mark.parametrize("database", ["postgresql", "mariadb", "sqlite"])

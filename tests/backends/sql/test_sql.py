@@ -28,7 +28,7 @@ from asyncsess.testing.contract import KEY, NOW, OTHER_KEY, hold, put
 from asyncsess.testing.contract.helpers import hold_name, keys_of
 from tests.backends.sql.conftest import Place
 
-pytestmark = pytest.mark.asyncio(loop_factories=["asyncio"])  # the contract runs on both
+pytestmark = pytest.mark.asyncio(loop_factories=["asyncio"])  # test_contract.py runs on both
 
 POSTGRESQL = pytest.mark.parametrize("database", ["postgresql"])
 LEASE = pytest.mark.parametrize("database", ["postgresql", "mariadb", "sqlite"])
