@@ -83,8 +83,8 @@ def test_a_command_is_packed_with_texts_bytes_and_numbers() -> None:
 
 async def test_commands_of_many_tasks_go_over_one_connection(proxy: Proxy) -> None:
     async with piped(proxy.port) as pipe:
-        await asyncio.gather(*(pipe.ask("SET", f"key {number}", number) for number in range(100)))
-        answers = await asyncio.gather(*(pipe.ask("GET", f"key {number}") for number in range(100)))
+        await asyncio.gather(*(pipe.ask(pack("SET", f"key {number}", number)) for number in range(100)))
+        answers = await asyncio.gather(*(pipe.ask(pack("GET", f"key {number}")) for number in range(100)))
         assert answers == [str(number).encode() for number in range(100)]
         assert proxy.links == 1
 
@@ -92,15 +92,15 @@ async def test_commands_of_many_tasks_go_over_one_connection(proxy: Proxy) -> No
 async def test_large_answers_come_whole(server: RedisServer) -> None:
     async with piped(server.port) as pipe:
         large = b"x" * 3_000_000
-        await pipe.ask("SET", "large", large)
-        assert await asyncio.gather(*(pipe.ask("GET", "large") for _ in range(3))) == [large] * 3
+        await pipe.ask(pack("SET", "large", large))
+        assert await asyncio.gather(*(pipe.ask(pack("GET", "large")) for _ in range(3))) == [large] * 3
 
 
 async def test_whoever_is_cancelled_leaves_the_connection_to_the_others(proxy: Proxy) -> None:
     async with piped(proxy.port) as pipe:
-        await pipe.ask("SET", "a", "1")
+        await pipe.ask(pack("SET", "a", "1"))
         proxy.stall()
-        cancelled, other = asyncio.create_task(pipe.ask("GET", "a")), asyncio.create_task(pipe.ask("ECHO", "b"))
+        cancelled, other = (asyncio.create_task(pipe.ask(pack(*words))) for words in (("GET", "a"), ("ECHO", "b")))
         await asyncio.sleep(0)
         cancelled.cancel()
         proxy.heal()
@@ -112,20 +112,20 @@ async def test_whoever_is_cancelled_leaves_the_connection_to_the_others(proxy: P
 @pytest.mark.parametrize("where", [Cut.BEFORE, Cut.BEFORE_ANSWER, Cut.IN_ANSWER])
 async def test_commands_are_sent_again_over_another_connection(proxy: Proxy, where: Cut) -> None:
     async with piped(proxy.port) as pipe:
-        await pipe.ask("SET", "a", "1")
+        await pipe.ask(pack("SET", "a", "1"))
         proxy.cut(where)
-        assert await asyncio.gather(*(pipe.ask("GET", "a") for _ in range(5))) == [b"1"] * 5
+        assert await asyncio.gather(*(pipe.ask(pack("GET", "a")) for _ in range(5))) == [b"1"] * 5
         assert proxy.cuts == 1
 
 
 async def test_a_server_that_does_not_answer_in_time_is_not_waited_for(proxy: Proxy) -> None:
     async with piped(proxy.port, timeout=1.0) as pipe:
-        await pipe.ask("SET", "a", "1")
+        await pipe.ask(pack("SET", "a", "1"))
         proxy.stall()
         with pytest.raises(TimeoutError):
-            await pipe.ask("GET", "a")
+            await pipe.ask(pack("GET", "a"))
         proxy.heal()
-        assert await pipe.ask("GET", "a") == b"1"
+        assert await pipe.ask(pack("GET", "a")) == b"1"
 
 
 @pytest.mark.parametrize("is_open", [False, True])

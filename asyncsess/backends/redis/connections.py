@@ -8,6 +8,7 @@ from collections.abc import AsyncIterator, Callable, Coroutine, Sequence
 from contextlib import asynccontextmanager, suppress
 from typing import Any, Final
 
+import msgspec
 from redis.asyncio import Redis
 from redis.exceptions import NoScriptError
 
@@ -16,12 +17,13 @@ from asyncsess.backends.redis.clients import MOST_AT_ONCE, Client, check_server,
 from asyncsess.backends.redis.failures import FAILURES, cancellations, no_cancellation_lost
 from asyncsess.backends.redis.pipe import Pipe
 from asyncsess.backends.redis.scripts import Script
-from asyncsess.backends.redis.wire import Word
+from asyncsess.backends.redis.wire import Word, go_on, pack
 from asyncsess.backends.remote.lines import CLOSED, process
 from asyncsess.errors import StoreError
 
 logger = logging.getLogger("asyncsess")
 
+_encode: Final = msgspec.msgpack.Encoder().encode
 _FIRST_PAUSE: Final = 0.05
 _LONGEST_PAUSE: Final = 1.0
 # The claims of this process, in all of its event loops.
@@ -56,7 +58,7 @@ class Connections:
         self._pipe = Pipe(client, timeout) if ours and isinstance(client, Redis) else None
         self._timeout = timeout
         self._channels = channels
-        self._is_cluster = int(is_cluster(client))
+        self._is_cluster = is_cluster(client)
         self._ours = ours
         self._ended = ended
         self._told: dict[str, asyncio.Event] = {}
@@ -83,7 +85,7 @@ class Connections:
 
     def ask(self, *words: Word) -> Coroutine[Any, Any, Any]:
         """Have the server do a command; return its answer."""
-        return self._ask(*words) if self._pipe is None else self._pipe.ask(*words)
+        return self._ask(*words) if self._pipe is None else self._pipe.ask(pack(*words))
 
     async def _ask(self, *words: Word) -> Any:
         async with self.at_work() as client:
@@ -96,17 +98,22 @@ class Connections:
             async with asyncio.timeout(self._timeout), self._slots:
                 yield self.client
 
-    def run(self, script: Script, record: str, lock: str, token: str, *args: Word) -> Coroutine[Any, Any, Any]:
+    def run(
+        self, script: Script, record: str, lock: str, token: str, *args: Any, payload: bytes = b""
+    ) -> Coroutine[Any, Any, Any]:
         """Run a script on a record and its lock for a claim, in one step."""
-        keys = record, lock, f"{lock}:q"
-        return self.evaluate(script, keys, token, self._channels, self._is_cluster, *args)
+        claimed = token, self._channels, self._is_cluster
+        return self.evaluate(script, (record, lock, f"{lock}:q"), *claimed, *args, payload=payload)
 
-    async def evaluate(self, script: Script, keys: Sequence[str], *args: Word) -> Any:
+    async def evaluate(self, script: Script, keys: Sequence[str], *args: Any, payload: bytes = b"") -> Any:
         """Run a script; the server keeps it for the next time."""
+        words: tuple[Word, ...] = (*keys, _encode(args), payload)
         try:
-            return await self.ask("EVALSHA", script.digest, len(keys), *keys, *args)
+            if self._pipe is not None:
+                return await self._pipe.ask(script.start + go_on(*words))
+            return await self._ask("EVALSHA", script.digest, len(keys), *words)
         except NoScriptError:
-            return await self.ask("EVAL", script.text, len(keys), *keys, *args)
+            return await self.ask("EVAL", script.text, len(keys), *words)
 
     # What claims are told.
 

@@ -6,7 +6,7 @@ import asyncio
 import math
 import re
 import weakref
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Coroutine, Mapping
 from functools import partial
 from secrets import token_hex
 from typing import Any, Final
@@ -89,11 +89,10 @@ class RedisEngine:
 
     async def take(self, claim: Claim) -> Granted | Busy:
         is_name = claim.name is not None
-        lease, holder = _milliseconds(claim.lease), holders.pack(claim.holder)
         with translating:
             here = self._here() or await self._reach()
             here.expect(claim.token)
-            answer = await here.run(scripts.TAKE, *self._places(claim), lease, holder, int(is_name), int(claim.create))
+            answer = await here.run(scripts.TAKE, *self._places(claim), *_asker(claim), is_name, claim.create)
         if answer[0] == _TAKEN:
             here.begin(claim.token)
             found = None if is_name else await self._decoded(claim.key, answer[2])
@@ -121,21 +120,15 @@ class RedisEngine:
         with translating:
             here = await self._reach()
         here.expect(claim.token)
-        lease, holder, mark = _milliseconds(claim.lease), holders.pack(claim.holder), layout.mark_of(claim.token)
-        head, payload = layout.encode(record)
-        args = lease, holder, head, mark, payload, *_limits(self._expiry)
-        is_new = await self._store(scripts.CREATE, claim, record.version, mark, *args)
+        is_new = await self._store(scripts.CREATE, claim, record, layout.mark_of(claim.token), *_asker(claim))
         if not is_new:
             self._forget(claim)
         return bool(is_new)
 
     async def commit(self, claim: Claim, before: Found, payload: bytes, *, now: float, is_last: bool) -> Record:
-        record = Record(payload, 1, now, now)
-        if isinstance(before, Record):
-            record = Record(payload, before.version + 1, before.created_at, now)
-        (head, _), mark = layout.encode(record), layout.mark_of(claim.token, payload)
-        args = head, mark, payload, *_limits(self._expiry), int(is_last)
-        answer = await self._store(scripts.COMMIT, claim, record.version, mark, *args)
+        version, created_at = (before.version + 1, before.created_at) if isinstance(before, Record) else (1, now)
+        record = Record(payload, version, created_at, now)
+        answer = await self._store(scripts.COMMIT, claim, record, layout.mark_of(claim.token, payload), is_last)
         if is_last or not answer:
             self._forget(claim)
         if answer == scripts.UNKNOWN:
@@ -149,13 +142,13 @@ class RedisEngine:
         if tombstone is not None:
             until, note = tombstone.until, tombstone.note
             left = _milliseconds(max(0.0, until - now) + _LONGER)
-        is_deleted = await self._change(scripts.DELETE, claim, mark, until, note, left)
+        is_deleted = await self._change(scripts.DELETE, claim, mark, until, left, payload=note)
         self._forget(claim)
         if not is_deleted:
             raise LockLostError(_LOST)
 
     async def release(self, claim: Claim, *, now: float | None) -> None:
-        await self._run(scripts.RELEASE, claim, "" if now is None else now, *_limits(self._expiry))
+        await self._run(scripts.RELEASE, claim, False if now is None else now, *_limits(self._expiry))
         self._forget(claim)  # not before, since what nobody knows of is given back at once, and then not as used
 
     async def renew(self, claim: Claim, lease: float) -> None:
@@ -262,52 +255,46 @@ class RedisEngine:
                     await here.open()
         return here
 
-    async def _run(self, script: Script, claim: Claim, *args: Any) -> Any:
+    async def _run(self, script: Script, claim: Claim, *args: Any, payload: bytes = b"") -> Any:
         """Run a script for a claim, once."""
         with translating:
             here = self._here() or await self._reach()
-            return await here.run(script, *self._places(claim), *args)
+            return await here.run(script, *self._places(claim), *args, payload=payload)
 
-    async def _change(self, script: Script, claim: Claim, *args: Any) -> Any:
+    def _store(self, script: Script, claim: Claim, record: Record, mark: str, *others: Any) -> Coroutine[Any, Any, Any]:
+        """Store a version, as `_change`."""
+        version = record.created_at, record.accessed_at, record.version, mark, *_limits(self._expiry)
+        return self._change(script, claim, *others, payload=record.payload, version=version)
+
+    async def _change(
+        self, script: Script, claim: Claim, *args: Any, payload: bytes, version: tuple[Any, ...] = ()
+    ) -> Any:
         """Run a script that changes a record; again if its answer was lost, since it then tells what has become of it.
+
+        Where it is refused, the version may have been stored before, as clients repeat what was cut off.
 
         Raises:
             CommitUnknownError: The server gives no answer.
         """
         try:
-            return await self._run(script, claim, *args)
+            return await self._run(script, claim, *version, *args, payload=payload)
         except StoreError as error:
-            if isinstance(error.__cause__, ResponseError):  # the server has refused it
-                raise
-        try:
-            return await self._run(script, claim, *args)
-        except StoreError as error:
-            raise CommitUnknownError(f"whether it was stored is not known: {error}") from error.__cause__
-
-    async def _store(self, script: Script, claim: Claim, version: int, mark: bytes, *args: Any) -> Any:
-        """Store a version. Where that is refused it may have been stored before, as clients repeat what was cut off.
-
-        Raises:
-            CommitUnknownError: As `_change`.
-        """
-        try:
-            return await self._change(script, claim, *args)
-        except CommitUnknownError:
-            raise
-        except StoreError:
+            is_refused = isinstance(error.__cause__, ResponseError)
             try:
-                was_stored = await self._run(scripts.STORED, claim, version, mark)
-            except StoreError as error:
-                raise CommitUnknownError(f"whether it was stored is not known: {error}") from error.__cause__
+                if not is_refused:
+                    return await self._run(script, claim, *version, *args, payload=payload)
+                was_stored = version and await self._run(scripts.STORED, claim, *version)
+            except StoreError as failure:
+                raise CommitUnknownError(f"whether it was stored is not known: {failure}") from failure.__cause__
             if not was_stored:
                 raise
             return was_stored
 
-    async def _ask(self, script: Script, key: str, *args: Any) -> Any:
+    async def _ask(self, script: Script, key: str, *args: Any, payload: bytes = b"") -> Any:
         """Run a script on a record for nobody in particular."""
         with translating:
             here = await self._reach()
-            return await here.run(script, self._record(key), f"{self._prefix}l:{{{key}}}", "", *args)
+            return await here.run(script, self._record(key), f"{self._prefix}l:{{{key}}}", "", *args, payload=payload)
 
     def _forget(self, claim: Claim) -> None:
         here = self._here()
@@ -323,7 +310,7 @@ class RedisEngine:
             with translating:
                 here = await self._reach()
                 await here.ask("SET", aside, data or b"", "EX", _KEPT)
-            await self._ask(scripts.DISCARD, key, data or b"")  # unless another was faster
+            await self._ask(scripts.DISCARD, key, payload=data or b"")  # unless another was faster
             raise CorruptSessionError(str(error), aside) from error
 
     def _places(self, claim: Claim) -> tuple[str, str, str]:
@@ -336,6 +323,11 @@ class RedisEngine:
 
     def _group(self, group: str) -> str:
         return f"{self._prefix}g:{group}"
+
+
+def _asker(claim: Claim) -> tuple[int, str]:
+    """Return what a lock tells of who has it: for how many milliseconds, and who that is."""
+    return _milliseconds(claim.lease), holders.pack(claim.holder).decode()
 
 
 def _limits(expiry: Expiry) -> tuple[float, float]:

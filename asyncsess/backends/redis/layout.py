@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import struct
+from base64 import b64encode
 from hashlib import sha256
 from typing import Final
 
@@ -14,14 +15,9 @@ _TOMBSTONE: Final = 2
 _SIZE: Final = 57  # of the head and the marks
 
 
-def mark_of(token: str, payload: bytes = b"") -> bytes:
-    """Return what a commit of a claim leaves in the record, eight bytes."""
-    return sha256(token.encode() + b" " + payload).digest()[:8]
-
-
-def encode(record: Record) -> tuple[bytes, bytes]:
-    """Return what is stored of a record before and behind the marks."""
-    return _HEAD.pack(_RECORD, record.created_at, record.accessed_at, record.version), record.payload
+def mark_of(token: str, payload: bytes = b"") -> str:
+    """Return what a commit of a claim leaves in the record, eight characters."""
+    return b64encode(sha256(token.encode() + b" " + payload).digest()[:6]).decode()
 
 
 def is_record(first: bytes) -> bool:

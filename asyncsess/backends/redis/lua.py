@@ -9,10 +9,17 @@ ALWAYS: Final = "#!lua flags=allow-oom\n"
 UNLESS_FULL: Final = "#!lua\n"
 READING: Final = "#!lua flags=no-writes\n"  # also on a server that takes no writes
 
-KEYS: Final = """
-local record, lock, queue = KEYS[1], KEYS[2], KEYS[3]
-local token, channel, is_cluster = ARGV[1], ARGV[2], ARGV[3] == '1'
+
+def given(*names: str) -> str:
+    """Return the beginning of a script that is given these arguments, besides those of every claim and a payload."""
+    return f"""
+local record, lock, queue, payload = KEYS[1], KEYS[2], KEYS[3], ARGV[2]
+local {", ".join(("token", "channel", "is_cluster", *names))} = unpack(cmsgpack.unpack(ARGV[1]))
 """
+
+
+VERSION: Final = "created_at", "accessed_at", "version", "mark", "idle", "lifetime"
+ASKER: Final = "lease", "holder"
 
 LOCK: Final = """
 local state = redis.call('GET', lock)
@@ -50,10 +57,10 @@ end
 """
 
 GRANT: Final = """
-local function grant(at, lease, gone, holder)
-  local deadline, left = 0, 86400000
-  if lease >= 0 then deadline, left = at + lease, left + lease end
-  redis.call('SET', lock, token .. ' ' .. deadline .. ' ' .. gone .. ' ' .. holder, 'PX', left)
+local DAY = 86400000
+
+local function grant(gone)
+  redis.call('SET', lock, token .. ' ' .. lease .. ' ' .. gone .. ' ' .. holder, 'PX', DAY + math.max(lease, 0))
 end
 """
 
@@ -80,9 +87,9 @@ local function left(created_at, accessed_at, idle, lifetime)
 end
 """
 
-# `was_stored` tells whether a version is that of a mark; `UNKNOWN` if it is too long ago.
+# About the `VERSION` that a script is given. `was_stored` tells whether it is; `UNKNOWN` if it is too long ago.
 PUT: Final = """
-local function was_stored(before, version, mark)
+local function was_stored(before)
   if not before then return 0 end
   local _, _, _, newest = head_of(before)
   local since = newest - version
@@ -91,11 +98,10 @@ local function was_stored(before, version, mark)
   return string.sub(before, 26 + 8 * since, 33 + 8 * since) == mark and 1 or 0
 end
 
-local function put(head, mark, payload, before, idle, lifetime)
+local function put(before)
   local marks = before and string.sub(before, 26, 49) or string.rep('\\0', 24)
-  local _, created_at, accessed_at = head_of(head)
   local lives = left(created_at, accessed_at, idle, lifetime)
-  local data = head .. mark .. marks .. payload
+  local data = struct.pack('>Bddd', 1, created_at, accessed_at, version) .. mark .. marks .. payload
   if lives > 0 then redis.call('SET', record, data, 'PX', lives) else redis.call('SET', record, data) end
 end
 """

@@ -12,7 +12,7 @@ from redis.asyncio.sentinel import SentinelManagedConnection
 from redis.exceptions import ConnectionError as LostConnectionError
 from redis.exceptions import ReadOnlyError, RedisError
 
-from asyncsess.backends.redis.wire import IncompleteError, Push, Word, pack, parse
+from asyncsess.backends.redis.wire import IncompleteError, Push, parse
 from asyncsess.backends.remote.lines import CLOSED
 from asyncsess.errors import StoreError
 
@@ -39,15 +39,14 @@ class Pipe:
         self._link: _Link | None = None
         self._is_closed = False
 
-    async def ask(self, *words: Word) -> Any:
-        """Send a command; return the answer.
+    async def ask(self, command: bytes) -> Any:
+        """Send a packed command; return the answer.
 
         Raises:
             RedisError: The answer is an error, or the connection was lost again and again.
             TimeoutError: There was no answer in time.
             StoreError: The connection was given back meanwhile.
         """
-        command = pack(*words)
         try:
             return await self._ask(command)
         except LostConnectionError:

@@ -2,15 +2,16 @@
 
     record    a string: 1 or 2 (a tombstone), created at, accessed at (of a tombstone: until), version, the marks of the
               last four commits, payload (of a tombstone: note)
-    lock      a string: the holder's token, end of its lease, since when its process is gone, name; or ">", for whom the
-              lock is kept, and until when
+    lock      a string: the holder's token, lease, since when its process is gone, name; or ">", for whom the lock is
+              kept, and until when
     queue     a sorted set: the tokens of those who wait, by when they came
 
 A token begins with the name of its process, which listens on a channel of that name: whoever gives a lock to the next
 tells him there, and learns at once whether anybody listens. In a cluster that can't be learned, so a lock is kept for
 the next for a second, and a holder's process counts as there. Nor does a process answer that was stopped, or that a
-network has swallowed: whoever is first in line behind a late holder has a second to come, then the next has. Times of
-locks are milliseconds of the server's clock.
+network has swallowed: whoever is first in line behind a late holder has a second to come, then the next has. Times and
+leases of locks are milliseconds of the server's clock; a lock lives on for a day beyond its lease, so its time to live
+tells when that ends.
 
 The server may read what a client has asked when that one has long given up, and grant a lock to nobody. So whoever
 waits for a lock has its holder told each time he asks, and a process that does not know of a claim of its own gives it
@@ -27,6 +28,7 @@ from hashlib import sha1
 from typing import Final
 
 from asyncsess.backends.redis import lua
+from asyncsess.backends.redis.wire import begin
 
 UNKNOWN: Final = 2  # an answer to a commit
 
@@ -36,22 +38,22 @@ class Script:
 
     Args:
         parts: Its text.
+        keys: How many it is about; a packed tuple of arguments and a payload follow.
 
     Attributes:
         digest: What the server calls it.
+        start: What a command that runs it begins with, packed.
     """
 
-    def __init__(self, *parts: str) -> None:
+    def __init__(self, *parts: str, keys: int = 3) -> None:
         self.text = "".join(parts)
         self.digest = sha1(self.text.encode(), usedforsecurity=False).hexdigest()
+        self.start = begin(3 + keys + 2, "EVALSHA", self.digest, keys)
 
 
 TAKE: Final = Script(
     lua.ALWAYS,
-    lua.KEYS,
-    """
-local lease, holder, is_name, create = tonumber(ARGV[4]), ARGV[5], ARGV[6] == '1', ARGV[7] == '1'
-""",
+    lua.given(*lua.ASKER, "is_name", "create"),
     lua.LOCK,
     lua.NOW,
     lua.GRANT,
@@ -60,7 +62,7 @@ local first = redis.call('ZRANGE', queue, 0, 0)[1]
 if not state and not first then
   local found = not is_name and redis.call('GET', record)
   if not is_name and not found and not create then return {2} end
-  grant(now(), lease, 0, holder)
+  grant(0)
   return {1, 0, found}
 end
 """,
@@ -82,22 +84,22 @@ end
 
 if is_mine then return {1, 0, not is_name and redis.call('GET', record)} end
 local at = now()
-local kept_for, kept_until, held_by, deadline, gone, who
+local kept_for, kept_until, held_by, leased, gone, who
 local was_late, late_since = false, 0
 if state and string.sub(state, 1, 1) == '>' then
   kept_for, kept_until = string.match(state, '^>(%S+) (%S+)$')
   if kept_for ~= token and tonumber(kept_until) > at then return busy(false, kept_until - at) end
 elseif state then
-  held_by, deadline, gone, who = string.match(state, '^(%S+) (%S+) (%S+) (.*)$')
-  deadline, gone = tonumber(deadline), tonumber(gone)
-  was_late, late_since = deadline > 0 and deadline <= at, math.max(deadline, gone)
+  held_by, leased, gone, who = string.match(state, '^(%S+) (%S+) (%S+) (.*)$')
+  gone = tonumber(gone)
+  local left = tonumber(leased) < 0 and math.huge or redis.call('PTTL', lock) - DAY
+  was_late, late_since = left <= 0, math.max(at + left, gone)
   if not was_late then
-    local pause = 1000
-    if deadline > 0 then pause = math.min(pause, deadline - at) end
+    local pause = math.min(1000, left)
     local is_gone = not is_there(held_by)
     if is_gone == (gone == 0) then
       gone = is_gone and at or 0
-      redis.call('SET', lock, held_by .. ' ' .. deadline .. ' ' .. gone .. ' ' .. who, 'KEEPTTL')
+      redis.call('SET', lock, held_by .. ' ' .. leased .. ' ' .. gone .. ' ' .. who, 'KEEPTTL')
     end
     if not is_gone then return busy(who, pause, held_by) end
     if gone + 1000 > at then return busy(who, math.min(pause, gone + 1000 - at)) end
@@ -113,7 +115,7 @@ if first and first ~= token and kept_for ~= token then
   is_told(first)
   if is_there(first) then
     if at < late_since + 1000 then return answer end
-    redis.call('SET', lock, held_by .. ' ' .. deadline .. ' ' .. at .. ' ' .. who, 'KEEPTTL')
+    redis.call('SET', lock, held_by .. ' ' .. leased .. ' ' .. at .. ' ' .. who, 'KEEPTTL')
   end
   redis.call('ZREM', queue, first)
   return {0, who, 0, 0}
@@ -124,14 +126,14 @@ if not is_name and not found and not create then
   if state then hand_on() end
   return {2}
 end
-grant(at, lease, 0, holder)
+grant(0)
 return {1, was_late and 1 or 0, found}
 """,
 )
 
 LEAVE: Final = Script(
     lua.ALWAYS,
-    lua.KEYS,
+    lua.given(),
     lua.LOCK,
     lua.NOW,
     lua.TELL,
@@ -143,64 +145,58 @@ if is_mine or (state and string.sub(state, 1, #token + 2) == '>' .. token .. ' '
 
 CREATE: Final = Script(
     lua.UNLESS_FULL,
-    lua.KEYS,
+    lua.given(*lua.VERSION, *lua.ASKER),
     lua.LOCK,
-    lua.NOW,
     lua.GRANT,
     lua.FOUND,
     lua.PUT,
     """
-local head, mark = ARGV[6], ARGV[7]
-local _, _, _, version = head_of(head)
 local before = stored()
-if before then return is_mine and was_stored(before, version, mark) or 0 end
+if before then return is_mine and was_stored(before) or 0 end
 if state and not is_mine then return 0 end
-put(head, mark, ARGV[8], nil, tonumber(ARGV[9]), tonumber(ARGV[10]))
-grant(now(), tonumber(ARGV[4]), 0, ARGV[5])
+put(nil)
+grant(0)
 return 1
 """,
 )
 
 COMMIT: Final = Script(
     lua.UNLESS_FULL,
-    lua.KEYS,
+    lua.given(*lua.VERSION, "is_last"),
     lua.LOCK,
     lua.NOW,
     lua.TELL,
     lua.FOUND,
     lua.PUT,
     """
-local head, mark = ARGV[4], ARGV[5]
-local _, _, _, version = head_of(head)
 local before = stored()
-local was = was_stored(before, version, mark)
+local was = was_stored(before)
 if not is_mine then return was end
 if was ~= 1 then
   if before and select(4, head_of(before)) >= version then return 2 end
-  put(head, mark, ARGV[6], before, tonumber(ARGV[7]), tonumber(ARGV[8]))
+  put(before)
 end
-if ARGV[9] == '1' then hand_on() end
+if is_last then hand_on() end
 return 1
 """,
 )
 
 STORED: Final = Script(
     lua.READING,
-    lua.KEYS,
+    lua.given(*lua.VERSION),
     lua.FOUND,
     lua.PUT,
-    "return was_stored(stored(), tonumber(ARGV[4]), ARGV[5])",
+    "return was_stored(stored())",
 )
 
 DELETE: Final = Script(
     lua.ALWAYS,
-    lua.KEYS,
+    lua.given("mark", "until_at", "stands"),
     lua.LOCK,
     lua.NOW,
     lua.TELL,
     lua.FOUND,
     """
-local mark, until_at, note, stands = ARGV[4], tonumber(ARGV[5]), ARGV[6], tonumber(ARGV[7])
 local before = stored()
 local kind, _, _, version = 0, 0, 0, 0
 if before then kind, _, _, version = head_of(before) end
@@ -210,7 +206,7 @@ if not is_mine then
 end
 if stands > 0 and kind == 1 then
   local head = struct.pack('>Bddd', 2, 0, until_at, version)
-  redis.call('SET', record, head .. mark .. string.sub(before, 26, 49) .. note, 'PX', stands)
+  redis.call('SET', record, head .. mark .. string.sub(before, 26, 49) .. payload, 'PX', stands)
 else
   redis.call('DEL', record)
 end
@@ -221,7 +217,7 @@ return 1
 
 RELEASE: Final = Script(
     lua.ALWAYS,
-    lua.KEYS,
+    lua.given("used_at", "idle", "lifetime"),
     lua.LOCK,
     lua.NOW,
     lua.TELL,
@@ -229,7 +225,7 @@ RELEASE: Final = Script(
     lua.TOUCHING,
     """
 if not is_mine then return 0 end
-if ARGV[4] ~= '' then touch(tonumber(ARGV[4]), tonumber(ARGV[5]), tonumber(ARGV[6])) end
+if used_at then touch(used_at, idle, lifetime) end
 hand_on()
 return 1
 """,
@@ -237,37 +233,37 @@ return 1
 
 TOUCH: Final = Script(
     lua.ALWAYS,
-    lua.KEYS,
+    lua.given("used_at", "idle", "lifetime"),
     lua.FOUND,
     lua.TOUCHING,
     """
 local state = redis.call('GET', lock)
-if not state or string.sub(state, 1, 1) == '>' then touch(tonumber(ARGV[4]), tonumber(ARGV[5]), tonumber(ARGV[6])) end
+if not state or string.sub(state, 1, 1) == '>' then touch(used_at, idle, lifetime) end
 """,
 )
 
 RENEW: Final = Script(
     lua.ALWAYS,
-    lua.KEYS,
+    lua.given("lease"),
     lua.LOCK,
-    lua.NOW,
-    lua.GRANT,
     """
 if not is_mine then return 0 end
 local gone, holder = string.match(state, '^%S+ %S+ (%S+) (.*)$')
-grant(now(), tonumber(ARGV[4]), gone, holder)
+""",
+    lua.GRANT,
+    """
+grant(gone)
 return 1
 """,
 )
 
-CHECK: Final = Script(lua.ALWAYS, lua.KEYS, lua.LOCK, "return is_mine and 1 or 0")
+CHECK: Final = Script(lua.ALWAYS, lua.given(), lua.LOCK, "return is_mine and 1 or 0")
 
 SWEEP: Final = Script(
     lua.ALWAYS,
-    lua.KEYS,
+    lua.given("idle", "lifetime", "at"),
     lua.FOUND,
     """
-local idle, lifetime, at = tonumber(ARGV[4]), tonumber(ARGV[5]), tonumber(ARGV[6])
 if redis.call('EXISTS', lock) == 1 then return 0 end
 local before = stored()
 if not before then return 0 end
@@ -286,23 +282,25 @@ return 0
 
 DISCARD: Final = Script(
     lua.ALWAYS,
-    lua.KEYS,
-    "if redis.call('GET', record) == ARGV[4] then redis.call('DEL', record) end",
+    lua.given(),
+    "if redis.call('GET', record) == payload then redis.call('DEL', record) end",
 )
 
-TIME: Final = Script(lua.ALWAYS, "return redis.call('TIME')")
+TIME: Final = Script(lua.ALWAYS, "return redis.call('TIME')", keys=1)
 
 JOIN: Final = Script(
     lua.UNLESS_FULL,
     """
+local member, added_at, left = unpack(cmsgpack.unpack(ARGV[1]))
 local is_new = redis.call('EXISTS', KEYS[1]) == 0
-redis.call('HSET', KEYS[1], ARGV[1], ARGV[2])
-if ARGV[3] == '0' then
+redis.call('HSET', KEYS[1], member, added_at)
+if left == 0 then
   redis.call('PERSIST', KEYS[1])
 elseif is_new then
-  redis.call('PEXPIRE', KEYS[1], ARGV[3])
+  redis.call('PEXPIRE', KEYS[1], left)
 else
-  redis.call('PEXPIRE', KEYS[1], ARGV[3], 'GT')
+  redis.call('PEXPIRE', KEYS[1], left, 'GT')
 end
 """,
+    keys=1,
 )

@@ -24,7 +24,17 @@ class Push(tuple[Any, ...]):
 
 def pack(*words: Word) -> bytes:
     """Return a command as it is sent."""
-    parts = [b"*%d\r\n" % len(words)]
+    return begin(len(words)) + go_on(*words)
+
+
+def begin(count: int, *words: Word) -> bytes:
+    """Return the beginning of a command of so many words."""
+    return b"*%d\r\n" % count + go_on(*words)
+
+
+def go_on(*words: Word) -> bytes:
+    """Return words of a command that was begun."""
+    parts = []
     for word in words:
         data = word if isinstance(word, bytes) else str(word).encode()
         parts.append(b"$%d\r\n%b\r\n" % (len(data), data))

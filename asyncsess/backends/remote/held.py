@@ -79,16 +79,26 @@ class RemoteHold:
     async def _acquire(self, started: float) -> Granted:
         """Ask until the lock is granted. Whoever gives up leaves no lock behind, granted or not."""
         answer = None
-        async with _LeavingOnFailure(self):
+        try:
             while not self._lines.is_closed:
                 answer = await self._engine.take(self._claim)
                 if isinstance(answer, Busy):
                     await self._wait(answer, started)
                 elif not self._lines.is_closed:
                     return answer
+        except BaseException as error:
+            await self._undo(error)
+            raise
         if answer is not None:
             await finish(self.leave())
         raise StoreError(CLOSED)
+
+    async def _undo(self, error: BaseException) -> None:
+        """Give back what may be granted to somebody who fails, or is cancelled, before he knows."""
+        if isinstance(error, StoreError):
+            self.leave_later(error)
+        else:
+            await finish(self.leave())
 
     async def _wait(self, answer: Busy, started: float) -> None:
         waited = time.monotonic() - started
@@ -183,26 +193,6 @@ class RemoteHold:
             self._lines.give_back(turn)
 
 
-class _LeavingOnFailure:
-    """A block that gives back what may be granted to somebody who fails, or is cancelled, before he knows."""
-
-    __slots__ = ("_hold",)
-
-    def __init__(self, hold: RemoteHold) -> None:
-        self._hold = hold
-
-    async def __aenter__(self) -> None:
-        """Begin."""
-
-    async def __aexit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
-    ) -> None:
-        if isinstance(error, StoreError):
-            self._hold.leave_later(error)
-        elif error is not None:
-            await finish(self._hold.leave())
-
-
 class RemoteHeldName(RemoteHold):
     """A name inside a key, held: `HeldName` of `asyncsess.backends.base`."""
 
@@ -238,8 +228,11 @@ class RemoteHeld(RemoteHold):
     async def _acquire(self, started: float) -> Granted:
         if self._first is None:
             return await super()._acquire(started)
-        async with _LeavingOnFailure(self):
+        try:
             is_new = await self._engine.create(self._claim, self._first)
+        except BaseException as error:
+            await self._undo(error)
+            raise
         if not is_new:
             raise StoreError("there is a session of this key already")
         return Granted(self._first)

@@ -19,8 +19,13 @@ def located(holder: Holder) -> Holder:
 
 
 def pack(holder: Holder) -> bytes:
-    """Return what is kept of a holder."""
-    return msgspec.msgpack.encode((holder.pid, holder.task, holder.since.timestamp(), holder.where))
+    """Return what is kept of a holder: JSON."""
+    pid, task, since, where = holder
+    try:
+        return msgspec.json.encode((pid, task, since.timestamp(), where))
+    except UnicodeEncodeError:
+        task, where = (name.encode(errors="replace").decode() for name in (task, where))
+        return msgspec.json.encode((pid, task, since.timestamp(), where))
 
 
 def unpack(data: bytes | None) -> Holder | None:
@@ -28,7 +33,7 @@ def unpack(data: bytes | None) -> Holder | None:
     if not data:
         return None
     try:
-        pid, task, since, where = msgspec.msgpack.decode(data, type=tuple[int, str, float, str])
+        pid, task, since, where = msgspec.json.decode(data, type=tuple[int, str, float, str])
     except msgspec.MsgspecError:
         return None
     return Holder(pid, task, datetime.fromtimestamp(since, UTC), where)

@@ -34,10 +34,16 @@ def create(
 
 
 def hold(
-    backend: Backend, key: str = KEY, *, timeout: float = 30.0, lease: float = math.inf, create: bool = False
+    backend: Backend,
+    key: str = KEY,
+    *,
+    timeout: float = 30.0,
+    lease: float = math.inf,
+    create: bool = False,
+    task: str = "the holder",
 ) -> Holding:
     """Hold a key as the contract does."""
-    return backend.hold(key, timeout=timeout, holder=_holder("the holder"), lease=lease, create=create)
+    return backend.hold(key, timeout=timeout, holder=_holder(task), lease=lease, create=create)
 
 
 def hold_name(

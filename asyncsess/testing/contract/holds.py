@@ -74,6 +74,14 @@ class HoldContract:
                 assert waiting(backend, other) == 0
             tasks.create_task(look(backend, []))  # comes to its turn
 
+    async def test_a_holder_may_have_a_name_that_no_text_can_have(self, backend: Backend, other: Backend) -> None:
+        await put(backend)
+        async with hold(backend, task="the \udc80 holder"):
+            with pytest.raises(LockTimeoutError) as caught:
+                await asyncio.create_task(look(other, [], timeout=0.001))
+        assert caught.value.holder is not None
+        assert caught.value.holder.task.startswith("the ")
+
     async def test_a_task_that_would_wait_for_itself_is_told(self, backend: Backend) -> None:
         async with create(backend) as held:
             with pytest.raises(DeadlockError):
