@@ -10,7 +10,6 @@ from typing import Any, Final, NamedTuple
 from asyncsess import SessionNotFoundError, SessionStore, append, increment, rules
 from asyncsess.ids import key_of
 from asyncsess.web import login
-from tests.network.servers import store_at
 
 OWNER: Final = "ada"
 
@@ -180,11 +179,10 @@ OPERATIONS: Final = {
 }
 
 
-async def prepare(url: str, space: str) -> str:
+async def prepare(store: SessionStore) -> str:
     """Make one session of an owner, and one that has expired; return the id of the first."""
-    async with store_at(url, space, clock=lambda: time.time() - 7200) as store:
-        await store.create({"n": 0})
-    async with store_at(url, space) as store, store.open() as session:
+    await SessionStore(store.backend, clock=lambda: time.time() - 7200).create({"n": 0})
+    async with store.open() as session:
         session["n"] = 0
         session["log"] = []
         await login(session, OWNER)

@@ -7,7 +7,9 @@ from __future__ import annotations
 
 import os
 import signal
+import time
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -50,13 +52,29 @@ class Server:
 
     def stop(self) -> None:
         """Let it answer nobody until `go_on`."""
-        for pid in self._server.process_ids():
-            os.kill(pid, signal.SIGSTOP)
+        while any(_is_running(pid) for pid in self._signal(signal.SIGSTOP)):
+            time.sleep(0.001)
 
     def go_on(self) -> None:
         """Let it answer again."""
-        for pid in self._server.process_ids():
-            os.kill(pid, signal.SIGCONT)
+        self._signal(signal.SIGCONT)
+
+    def _signal(self, number: signal.Signals) -> list[int]:
+        """Signal its processes, of which some may just be ending; return their ids."""
+        pids = self._server.process_ids()
+        for pid in pids:
+            with suppress(ProcessLookupError):
+                os.kill(pid, number)
+        return pids
+
+
+def _is_running(pid: int) -> bool:
+    """Tell whether a thread of a process has neither been stopped yet nor ended."""
+    for path in Path(f"/proc/{pid}/task").glob("*/stat"):
+        with suppress(FileNotFoundError, ProcessLookupError):
+            if not path.read_text().rpartition(") ")[2].startswith(("T", "Z", "X")):
+                return True
+    return False
 
 
 def _valkey(directory: Path, *, is_persistent: bool = False) -> Server:

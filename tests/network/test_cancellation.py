@@ -13,7 +13,7 @@ from asyncsess.testing import until
 from tests.conftest import stored
 from tests.network.operations import OPERATIONS
 from tests.network.servers import Server, leftovers
-from tests.network.trials import ALL, Trial
+from tests.network.trials import ALL, Trial, dice
 from tests.test_cancellation import CancelAt
 
 
@@ -47,13 +47,13 @@ class Cancellation:
 @pytest.mark.parametrize("name", OPERATIONS)
 async def test_a_cancellation_at_any_step_leaves_old_or_new(server: Server, name: str, later: int) -> None:
     found: list[str] = []
-    step, has_met = 1, True
+    step, has_met, chance = 1, True, dice(name, later)
     while has_met:
         cancellation = Cancellation(step, later)
         async with Trial(server, OPERATIONS[name]) as trial:
             found += [f"step {step}: {trial.outcome}: {each}" async for each in trial.run(cancellation)]
         has_met = cancellation.has_met
-        step += 1 if ALL else 1 + step // 4
+        step += 1 if ALL else chance.randint(1, 1 + step)
     assert not found, "\n".join(found)
     assert trial.outcome == "done"
     assert step > 2  # there was something to cancel

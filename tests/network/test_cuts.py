@@ -24,13 +24,13 @@ CUTS: Final = [where for where in Cut if where is not Cut.LATE]
 
 @pytest.mark.parametrize("name", OPERATIONS)
 async def test_one_cut_anywhere_leaves_old_or_new(server: Server, name: str) -> None:
-    found = await disturbed(server, OPERATIONS[name], CUTS, most=20)
+    found = await disturbed(server, OPERATIONS[name], CUTS, most=10)
     assert not found, "\n".join(found)
 
 
 @pytest.mark.parametrize("name", OPERATIONS)
 async def test_an_outage_that_begins_anywhere_leaves_old_or_new(server: Server, name: str) -> None:
-    found = await disturbed(server, OPERATIONS[name], CUTS, for_good=True, most=8)
+    found = await disturbed(server, OPERATIONS[name], CUTS, for_good=True, most=5)
     assert not found, "\n".join(found)
 
 

@@ -6,7 +6,9 @@ import asyncio
 import gc
 import os
 import random
+import sys
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable
+from contextlib import AsyncExitStack, suppress
 from secrets import token_hex
 from typing import Final, NamedTuple
 
@@ -19,6 +21,11 @@ from tests.proxy import Cut, Proxy
 ALL: Final = bool(os.environ.get("ASYNCSESS_ALL_FAULTS"))
 _SOON: Final = 5.0  # far less than a lease
 _AT_ONCE: Final = 12
+
+
+def dice(*words: object) -> random.Random:
+    """Return what chooses between faults: on each Python others."""
+    return random.Random(f"{sys.version_info} {words}")
 
 
 class Fault(NamedTuple):
@@ -62,15 +69,19 @@ class Trial:
         self.outcome = ""
 
     async def __aenter__(self) -> Trial:
-        self.session_id = await prepare(self._server.url_at(self._server.port), self.space)
-        await self.proxy.__aenter__()
-        url = self._server.url_at(self.proxy.port)
-        self.store = store_at(url, self.space, patience=self._patience, lock_timeout=_SOON)
-        await self.store.__aenter__()
+        async with AsyncExitStack() as stack:
+            url = self._server.url_at(self._server.port)
+            self._other = await stack.enter_async_context(store_at(url, self.space, lock_timeout=_SOON))
+            self.session_id = await prepare(self._other)
+            await stack.enter_async_context(self.proxy)
+            url = self._server.url_at(self.proxy.port)
+            self.store = store_at(url, self.space, patience=self._patience, lock_timeout=_SOON)
+            await self.store.__aenter__()
+            self._stack = stack.pop_all()
         return self
 
     async def __aexit__(self, *error: object) -> None:
-        await self.proxy.__aexit__(None, None, None)
+        await self._stack.aclose()
 
     async def run(self, how: Callable[[Awaitable[object]], Awaitable[None]]) -> AsyncIterator[str]:
         """Run the operation; yield what is wrong afterwards, when the network is healed."""
@@ -91,27 +102,28 @@ class Trial:
             yield complaint
 
     async def _afterwards(self, error: BaseException | None) -> AsyncIterator[str]:
-        url = self._server.url_at(self._server.port)
-        async with store_at(url, self.space, lock_timeout=_SOON) as other:
-            if (state := await state_of(other, self.session_id)) not in self._right(error):
-                yield f"stored is now {state}"
-            for store, name in ((other, "another store"), (self.store, "its store")):
-                if (failure := await _can_be_opened(store, self.session_id)) is not None:
-                    yield f"for {name}: {failure}"
-            for _ in range(1000):  # what goes on in the background may need the network first
-                if not (left := [*leftovers(self.store)]):
-                    break
-                await asyncio.sleep(0.001)
-            for each in left:
-                yield f"left: {each}"
+        if (state := await state_of(self._other, self.session_id)) not in self._right(error):
+            yield f"stored is now {state}"
+        for store, name in ((self._other, "another store"), (self.store, "its store")):
+            if (failure := await _can_be_opened(store, self.session_id)) is not None:
+                yield f"for {name}: {failure}"
+        for _ in range(1000):  # what goes on in the background may need the network first
+            if not (left := [*leftovers(self.store)]):
+                break
+            await asyncio.sleep(0.001)
+        for each in left:
+            yield f"left: {each}"
         await self.store.aclose()
-        if self.proxy.links:
+        if not await self._is_unused(within=0.1):
             gc.collect()  # which psycopg leaves a connection to that is given up while it is being made
-        try:
-            async with asyncio.timeout(_SOON):
+            if not await self._is_unused(within=_SOON):
+                yield f"connections stay: {self.proxy}"
+
+    async def _is_unused(self, within: float) -> bool:
+        with suppress(TimeoutError):
+            async with asyncio.timeout(within):
                 await self.proxy.until_unused()
-        except TimeoutError:
-            yield f"connections stay: {self.proxy}"
+        return not self.proxy.links
 
     def _right(self, error: BaseException | None) -> Iterable[State]:
         """Return what may be stored after an outcome."""
@@ -153,12 +165,12 @@ async def _can_be_opened(store: SessionStore, session_id: str) -> str | None:
 async def disturbed(
     server: Server, operation: Operation, ways: Iterable[Cut], *, for_good: bool = False, most: int = 15
 ) -> list[str]:
-    """Disturb each exchange of an operation in each of these ways; return what was wrong."""
+    """Disturb each exchange of an operation in each of these ways, or some of them; return what was wrong."""
     await exchanges_of(server, operation)  # the first time, the server may have to learn something
     count = await exchanges_of(server, operation)
     faults = [Fault(where, number, for_good) for number in range(1, count + 1) for where in ways]
     if not ALL and len(faults) > most:
-        faults = random.Random(count).sample(faults, most)
+        faults = dice(count, for_good).sample(faults, most)
     limit = asyncio.Semaphore(_AT_ONCE)
     found = await asyncio.gather(*(_one(server, operation, fault, limit) for fault in faults))
     return [each for some in found for each in some]
