@@ -238,25 +238,34 @@ async def _visits(scale: Scale, name: str, place: Place, url: str) -> list[Figur
             async with store.open(session_id_of(number_), create=True) as session:
                 session.update(SESSION)
             await bare.put(session_id_of(number_))
-    rates: dict[bool, list[float]] = {False: [], True: []}
+    ways = {"open": CHANGE, "changing": bare.changing[0], "locking": bare.locking[0]}
+    if bare.locking == bare.changing:
+        del ways["locking"]
+    rates: dict[str, list[float]] = {way: [] for way in ways}
     worked: list[float] = []
     for _ in range(scale.visit_rounds):
-        for is_bare, of_these in rates.items():
-            ask = {"url": url, "sessions": _VISITED, "tasks": _VISITORS, "seconds": scale.visits, "is_bare": is_bare}
+        for way, of_these in rates.items():
+            ask = {"url": url, "sessions": _VISITED, "tasks": _VISITORS, "seconds": scale.visits, "way": way}
             before = await place.usage(url)
             async with worker("visit", **ask) as one, worker("visit", **ask) as other:
                 changes = sum(await together(one, other))
             of_these.append(changes / scale.visits)
             after = await place.usage(url)
-            if not is_bare and before.worked is not None and after.worked is not None:
+            if way == "open" and before.worked is not None and after.worked is not None:
                 worked.append((after.worked - before.worked) / changes)
-    calls, _ = bare.changing
     what = f"{name}: {_PROCESSES * _VISITORS} clients in {_PROCESSES} processes, {_VISITED:,} sessions"
-    ratio = median(ours / theirs for ours, theirs in zip(rates[False], rates[True], strict=True))
-    found = [
-        Figure(f"{what}: open, change, commit: against {calls}", 100 * ratio, "%", at_least=place.rate,
-               detail=f"{median(rates[False]):,.0f} a second against {median(rates[True]):,.0f}")
-    ]  # fmt: skip
+
+    def against(way: str) -> tuple[str, float, str]:
+        """Return what is compared, how many times as often the bare calls were made, and how often both."""
+        times = median(theirs / ours for ours, theirs in zip(rates["open"], rates[way], strict=True))
+        detail = f"{median(rates['open']):,.0f} a second against {median(rates[way]):,.0f}"
+        return f"{what}: {CHANGE}: against {ways[way]}", times, detail
+
+    name, times, detail = against("changing")
+    found = [Figure(name, 100 / times, "%", at_least=place.rate, detail=detail)]
+    if "locking" in ways:
+        name, times, detail = against("locking")
+        found.append(Figure(name, times, "times as long", at_most=place.exclusive, detail=detail))
     if worked:
         detail = f"at most {1 / median(worked):,.0f} a second, if clients are not what limits it"
         found.append(Figure(f"{what}: the server's work for each", median(worked) * 1e6, "µs", detail=detail))

@@ -119,8 +119,17 @@ async def crowd(go: Go, url: str, session_id: str, tasks: int, seconds: float) -
     }
 
 
-async def visit(go: Go, url: str, sessions: int, tasks: int, seconds: float, is_bare: bool) -> int:
-    """Change sessions, each time any of them, in many tasks; return how many times."""
+async def visit(go: Go, url: str, sessions: int, tasks: int, seconds: float, way: str) -> int:
+    """Change sessions, each time any of them, in many tasks; return how many times.
+
+    Args:
+        go: Where all workers wait for each other.
+        url: Of the store.
+        sessions: How many there are.
+        tasks: How many change them at a time.
+        seconds: For how long.
+        way: "open" by the store, "changing" or "locking" by bare calls.
+    """
     changes = 0
 
     async def change(session_id: str) -> None:
@@ -134,7 +143,7 @@ async def visit(go: Go, url: str, sessions: int, tasks: int, seconds: float, is_
             changes += 1
 
     async with open_store(url, sweep_interval=None) as store, place_of(url).bare(url) as bare:
-        call = bare.changing[1] if is_bare else change
+        call = {"open": change, "changing": bare.changing[1], "locking": bare.locking[1]}[way]
         await asyncio.gather(*(call(session_id_of(number)) for number in range(tasks)))
         await go()
         until = time.monotonic() + seconds

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from asyncsess import FileStore, MemcachedStore, MemoryStore, RedisStore, SessionStore, SQLStore, open_store
+from asyncsess import FileStore, MemcachedStore, MemoryStore, RedisStore, SessionStore, SQLStore, StoreError, open_store
 from tests.conftest import stored
 from tests.databases import MariaDB, PostgreSQL
 
@@ -17,12 +17,12 @@ from tests.databases import MariaDB, PostgreSQL
         ("memory:", MemoryStore),
         ("file:var/sessions", FileStore),
         ("redis://localhost", RedisStore),
-        ("rediss://user:word@host:1/2", RedisStore),
+        ("rediss://user:secret@host:1/2", RedisStore),
         ("unix:///run/redis", RedisStore),
         ("redis+cluster://one,two:7000", RedisStore),
         ("redis+sentinel://one,two/sessions", RedisStore),
         ("memcached://localhost", MemcachedStore),
-        ("postgresql+psycopg://user:word@host/name", SQLStore),
+        ("postgresql+psycopg://user:secret@host/name", SQLStore),
         ("postgresql://host/name", SQLStore),
         ("mysql+asyncmy://host/name", SQLStore),
         ("mariadb://host/name", SQLStore),
@@ -61,15 +61,27 @@ async def test_the_same_application_runs_on_each_server(
         ("http://localhost", "no store has a URL that begins with 'http'"),
         ("file://var/sessions", "file:relative/path or file:///absolute/path"),
         ("redis+sentinel://one", "name the service"),
-        ("redis://user:word@one,two", "redis://one,two is no URL of Redis servers"),
+        ("redis://user:secret@one,two", "redis://one,two is no URL of Redis servers"),
         ("redis://one/app", "number of a database.* not 'app'"),
         ("redis+other://one", "is no URL of Redis servers"),
-        ("postgresql+psycopg2://user:word@one/name", "psycopg2 is not supported; the driver for postgresql is psycopg"),
+        ("redis://user:secret@one?color=red", "can't use an option of the URL: .*'color'"),
+        ("redis+cluster://one,two?color=red", "can't use an option of the URL: .*'color'"),
+        ("redis+sentinel://one/app?color=red", "can't use an option of the URL: .*'color'"),
+        (
+            "postgresql+psycopg2://user:secret@one/name",
+            "psycopg2 is not supported; the driver for postgresql is",
+        ),
         ("sqlite+aiosqlite://", "name a file"),
-        ("mysql://user:word@one:port/name", "this is no URL of a database, such as postgresql://user@host/name"),
+        ("mysql://user:secret@one:port/name", "this is no URL of a database, such as postgresql://user@host/name"),
     ],
 )
 def test_another_url_is_refused(url: str, message: str) -> None:
     with pytest.raises(ValueError, match=message) as caught:
         open_store(url)
-    assert "word" not in str(caught.value)
+    assert "secret" not in str(caught.value)
+
+
+async def test_an_option_that_the_driver_of_a_database_does_not_know_is_named() -> None:
+    with pytest.raises(StoreError, match=r"can't use an option that it is given: .*'color'"):
+        async with open_store("mysql://user@127.0.0.1:1/name?color=red"):
+            pass

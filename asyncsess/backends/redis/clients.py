@@ -135,10 +135,16 @@ def check(server: object) -> None:
 
     Raises:
         TypeError: It is neither.
-        ValueError: The URL is none, or the client decodes answers.
+        ValueError: The URL is none, or has an option that there is not, or the client decodes answers.
     """
     if not isinstance(server, str | Redis | RedisCluster):
         raise TypeError(f"give the server's URL, or a client of redis.asyncio, instead of {type(server)!r}")
+    try:
+        client, _ = connect(server)
+        if isinstance(server, str) and isinstance(client, Redis):
+            client.connection_pool.make_connection()  # type: ignore[no-untyped-call]
+    except TypeError as error:
+        raise ValueError(f"redis-py can't use an option of the URL: {error}") from None
     if _options_of(server).get("decode_responses"):
         raise ValueError("sessions are bytes: make the client without decode_responses=True")
 

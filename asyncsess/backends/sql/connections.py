@@ -103,6 +103,8 @@ class Connections:
         try:
             async with asyncio.timeout(self.timeout):
                 return await self.engine.connect()
+        except TypeError as error:
+            raise StoreError(f"the driver of the database can't use an option that it is given: {error}") from error
         except TimeoutError as error:
             raise StoreError(
                 f"no connection to the database could be had within {self.timeout:g} s: either it does not answer, or"
