@@ -108,7 +108,7 @@ class Connections:
         except TimeoutError as error:
             raise StoreError(
                 f"no connection to the database could be had within {self.timeout:g} s: either it does not answer, or"
-                f" all that the pool may have are in use ({self.engine.pool.status()})"
+                f" is locked, or all that the pool may have are in use ({self.engine.pool.status()})"
             ) from error
 
     async def repeat(self, statement: Executable, values: Mapping[str, Any] | None = None) -> Answer:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -13,6 +14,8 @@ from sqlalchemy.dialects import mysql, postgresql, sqlite
 from sqlalchemy.engine import make_url
 from sqlalchemy.exc import ArgumentError, DBAPIError
 from sqlalchemy.ext.asyncio import AsyncEngine, create_async_engine
+
+_PAUSE: Final = 0.01
 
 
 @dataclass(frozen=True)
@@ -96,10 +99,22 @@ class Database:
         return inserted
 
     def _prepare(self, connection: Any, _: object) -> None:
-        cursor = connection.cursor()
+        connection.run_async(self._run_first)
+
+    async def _run_first(self, connection: Any) -> None:
+        """Run what each new connection runs first, as soon as the file can be had.
+
+        SQLite does not wait by itself for others when it changes the mode of the journal.
+        """
         for statement in self.on_connect:
-            cursor.execute(statement)
-        cursor.close()
+            while True:
+                try:
+                    await connection.execute_fetchall(statement)
+                    break
+                except Exception as error:
+                    if getattr(error, "sqlite_errorname", None) != "SQLITE_BUSY":
+                        raise
+                await asyncio.sleep(_PAUSE)
 
 
 def database_of(database: str | URL | AsyncEngine) -> tuple[Database, URL]:

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import random
+import sqlite3
 from collections.abc import AsyncIterator
-from contextlib import suppress
+from contextlib import closing, suppress
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -388,3 +390,17 @@ async def test_a_server_that_isolates_transactions_strictly_loses_no_update_and_
     assert await backends[0].read(KEY) == Record(b"320", 322, NOW, NOW)
     for backend in backends:
         await backend.aclose()
+
+
+async def test_a_file_of_sqlite_to_which_others_just_write_is_waited_for(tmp_path: Path) -> None:
+    path = tmp_path / "sessions.sqlite"
+    with closing(sqlite3.connect(path, isolation_level=None)) as other:
+        other.execute("CREATE TABLE theirs (x)")
+        other.execute("BEGIN IMMEDIATE")
+        engine = SQLEngine(f"sqlite:///{path}")
+        making = asyncio.create_task(engine.create_tables())
+        await asyncio.wait([making], timeout=0.1)
+        assert not making.done()
+        other.execute("COMMIT")
+    await making
+    await engine.aclose()
