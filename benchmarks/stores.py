@@ -261,11 +261,11 @@ async def _visits(scale: Scale, name: str, place: Place, url: str) -> list[Figur
         detail = f"{median(rates['open']):,.0f} a second against {median(rates[way]):,.0f}"
         return f"{what}: {CHANGE}: against {ways[way]}", times, detail
 
-    name, times, detail = against("changing")
-    found = [Figure(name, 100 / times, "%", at_least=place.rate, detail=detail)]
+    title, times, detail = against("changing")
+    found = [Figure(title, 100 / times, "%", at_least=place.rate, detail=detail)]
     if "locking" in ways:
-        name, times, detail = against("locking")
-        found.append(Figure(name, times, "times as long", at_most=place.exclusive, detail=detail))
+        title, times, detail = against("locking")
+        found.append(Figure(title, times, "times as long", at_most=place.exclusive, detail=detail))
     if worked:
         detail = f"at most {1 / median(worked):,.0f} a second, if clients are not what limits it"
         found.append(Figure(f"{what}: the server's work for each", median(worked) * 1e6, "µs", detail=detail))

@@ -139,14 +139,20 @@ def check(server: object) -> None:
     """
     if not isinstance(server, str | Redis | RedisCluster):
         raise TypeError(f"give the server's URL, or a client of redis.asyncio, instead of {type(server)!r}")
+    if isinstance(server, str):
+        _check_options(server)
+    if _options_of(server).get("decode_responses"):
+        raise ValueError("sessions are bytes: make the client without decode_responses=True")
+
+
+def _check_options(url: str) -> None:
+    """Refuse an option that redis-py would stumble over at the first command; nothing is connected."""
     try:
-        client, _ = connect(server)
-        if isinstance(server, str) and isinstance(client, Redis):
+        client, _ = connect(url)
+        if isinstance(client, Redis):
             client.connection_pool.make_connection()  # type: ignore[no-untyped-call]
     except TypeError as error:
         raise ValueError(f"redis-py can't use an option of the URL: {error}") from None
-    if _options_of(server).get("decode_responses"):
-        raise ValueError("sessions are bytes: make the client without decode_responses=True")
 
 
 async def check_server(client: Client) -> None:

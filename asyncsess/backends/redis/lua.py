@@ -18,6 +18,7 @@ local {", ".join(("token", "channel", "is_cluster", *names))} = unpack(cmsgpack.
 """
 
 
+# What scripts are given: the version to store and how long it lives, and who asks for a lock.
 VERSION: Final = "created_at", "accessed_at", "version", "mark", "idle", "lifetime"
 ASKER: Final = "lease", "holder"
 

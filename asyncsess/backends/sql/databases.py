@@ -15,7 +15,7 @@ from sqlalchemy.engine import make_url
 from sqlalchemy.exc import ArgumentError, DBAPIError
 from sqlalchemy.ext.asyncio import AsyncEngine, create_async_engine
 
-_PAUSE: Final = 0.01
+_PAUSE: Final = 0.01  # seconds between two attempts to have a file
 
 
 @dataclass(frozen=True)
